@@ -1,0 +1,10 @@
+// What the compiler's default target can do: four lanes where it knows vectors, else one.
+#if defined(__GNUC__) && !defined(__clang__)
+#define SPEECHFT_LANES 4
+#define SPEECHFT_ROWS 2
+#else
+#define SPEECHFT_LANES 1
+#define SPEECHFT_ROWS 4
+#endif
+#define SPEECHFT_SET baseline
+#include "cpu/soft_dtw_kernel.h"

@@ -1,0 +1,5 @@
+"""The ops of speechft: one public function each, on the fastest backend that runs."""
+
+from speechft.functional.soft_dtw import soft_dtw, soft_dtw_from_cost
+
+__all__ = ["soft_dtw", "soft_dtw_from_cost"]

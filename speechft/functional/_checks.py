@@ -1,0 +1,75 @@
+"""The checks at the door of every op: each names the argument, what it got and what it wants."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from speechft.backends import values_are_checked
+from speechft.errors import ArgumentError, ArgumentTypeError
+from speechft.reference._reduce import REDUCTIONS
+
+
+def check_floating(tensor: Tensor, argument: str, shape: str) -> None:
+    """A floating-point tensor of the rank that ``shape``, such as ``"(B, T, D)"``, shows.
+
+    No dimension may be empty.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ArgumentTypeError(argument, f"wants a tensor {shape}, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise ArgumentTypeError(argument, f"wants floating point, got {tensor.dtype}")
+    if tensor.dim() != shape.count(",") + 1:
+        raise ArgumentError(argument, f"wants shape {shape}, got {tuple(tensor.shape)}")
+    if 0 in tensor.shape:
+        raise ArgumentError(argument, f"is empty: shape {tuple(tensor.shape)}")
+
+
+def check_same(a: Tensor, b: Tensor, argument: str, of: str, dims: dict[int, str]) -> None:
+    """``b`` has the dtype and device of ``a``, and its sizes in ``dims`` (index to meaning)."""
+    if b.dtype != a.dtype:
+        raise ArgumentTypeError(argument, f"wants the dtype of {of}, {a.dtype}, got {b.dtype}")
+    if b.device != a.device:
+        raise ArgumentError(argument, f"wants the device of {of}, {a.device}, got {b.device}")
+    for dim, meaning in dims.items():
+        if b.shape[dim] != a.shape[dim]:
+            raise ArgumentError(
+                argument,
+                f"wants the {meaning} of {of}, {a.shape[dim]}, got {b.shape[dim]} "
+                f"(shapes {tuple(a.shape)} and {tuple(b.shape)})",
+            )
+
+
+def check_positive(value: float, argument: str) -> float:
+    """A finite number above zero."""
+    if isinstance(value, Tensor):
+        raise ArgumentTypeError(argument, "wants a Python number, got a tensor")
+    if not (value > 0 and math.isfinite(value)):
+        raise ArgumentError(argument, f"wants a finite number above 0, got {value}")
+    return float(value)
+
+
+def check_reduction(reduction: str) -> None:
+    """One of the known reductions."""
+    if reduction not in REDUCTIONS:
+        raise ArgumentError("reduction", f"wants one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def check_finite(tensor: Tensor, argument: str, *lengths: Tensor | None) -> None:
+    """No NaN and no infinity within the lengths (one for each dimension after the first)."""
+    if not values_are_checked(tensor) or bool(torch.isfinite(tensor.detach().sum())):
+        return
+    bad = ~torch.isfinite(tensor.detach())
+    for dim, length in enumerate(lengths, start=1):
+        if length is not None:
+            steps = torch.arange(tensor.shape[dim], device=tensor.device) < length[:, None]
+            shape = [1] * tensor.dim()
+            shape[0], shape[dim] = steps.shape
+            bad = bad & steps.view(shape)
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ArgumentError(
+            argument, f"holds {tensor[where].item()} at {where}; wants finite values"
+        )
