@@ -1,0 +1,358 @@
+"""Build the speech that ships with speechft (``speechft/data/corpus``) from Debian packages.
+
+    python tools/make_corpus.py            # downloads with apt-get, needs no root
+    python tools/make_corpus.py --debs DIR # from .deb files that are already there
+
+Needs Debian 12 (``apt-get``, ``dpkg``; run ``apt-get update`` first) and
+``pip install av numpy soundfile``. ``av`` decodes G.722 here and nowhere else. The choice of clips
+is deterministic; the bytes of a FLAC file may change with the version of libFLAC, its samples not.
+
+What may be copied: festvox-ru (BSD-like), the Italian and Russian Asterisk prompts (CC-BY-3.0) and
+pocketsphinx-testdata (BSD-2). The English, Spanish and French prompts are CC-BY-SA: they stay out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+OUT = Path(__file__).resolve().parent.parent / "speechft" / "data" / "corpus"
+RATE = 16_000
+PACKAGES = (
+    "festvox-ru",
+    "asterisk-core-sounds-it",
+    "asterisk-core-sounds-it-g722",
+    "asterisk-core-sounds-ru",
+    "asterisk-core-sounds-ru-g722",
+    "pocketsphinx-testdata",
+)
+VOICE = "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
+PROMPTS = {
+    "it": "usr/share/asterisk/sounds/it_IT_m_Carlo",
+    "ru": "usr/share/asterisk/sounds/ru_RU_f_IvrvoiceRU",
+}
+PROMPT_SPEAKERS = {"it": "carlo-flora", "ru": "ivrvoice-ru"}
+
+# Bytes of FLAC from each source; with pocketsphinx, all of which is taken, under 8 MB.
+FESTVOX_BYTES = 4_150_000
+PROMPT_BYTES = 1_600_000
+
+Samples = npt.NDArray[np.int16]
+
+
+@dataclass
+class Clip:
+    """One utterance of the corpus."""
+
+    id: str
+    samples: Samples
+    text: str
+    speaker: str
+    language: str
+    source: str
+    license: str
+    phones: list[tuple[float, str]] = field(default_factory=list)
+    factors: dict[str, str] = field(default_factory=dict)
+
+
+def main() -> None:
+    """Unpack, choose, encode, and write the manifest and the attribution."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--debs", type=Path, help="folder with the .deb files")
+    debs: Path | None = parser.parse_args().debs
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        roots, versions = unpack(debs or download(scratch), scratch)
+        shutil.rmtree(OUT, ignore_errors=True)
+        OUT.mkdir(parents=True)
+        clips = [*festvox(roots["festvox-ru"]), *prompts(roots), *pocketsphinx(roots)]
+        size = sum(write(clip) for clip in clips)
+        write_manifest(clips)
+        write_attribution(clips, roots, versions)
+    minutes = sum(len(clip.samples) for clip in clips) / RATE / 60
+    print(f"{len(clips)} clips, {minutes:.1f} minutes, {size / 1e6:.2f} MB of FLAC")
+    assert size <= 8_000_000
+
+
+def download(folder: Path) -> Path:
+    """Fetch the packages with apt-get."""
+    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
+    return folder
+
+
+def unpack(debs: Path, scratch: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Folder and version of each package."""
+    roots, versions = {}, {}
+    for package in PACKAGES:
+        (deb,) = debs.glob(f"{package}_*.deb")
+        roots[package] = scratch / "unpacked" / package
+        roots[package].mkdir(parents=True)
+        subprocess.run(["dpkg", "-x", str(deb), str(roots[package])], check=True)
+        show = ["dpkg-deb", "-f", str(deb), "Version"]
+        versions[package] = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+    return roots, {package: version.strip() for package, version in versions.items()}
+
+
+def festvox(root: Path) -> Iterator[Clip]:
+    """Read sentences of 3 to 10 s with phone labels, evenly over the recording sessions."""
+    voice = root / VOICE
+    texts = dict(
+        re.findall(r'^\( (\S+) "(.*)" \)', (voice / "etc/txt.done.data").read_text("utf-8"), re.M)
+    )
+    usable = []
+    for label in sorted(voice.glob("lab/*.lab")):
+        name = label.stem
+        samples = read_wav(voice / "wav" / f"{name}.wav")
+        phones = read_labels(label)
+        ends = [end for end, _ in phones]
+        whole = all(a < b for a, b in zip([0.0, *ends], ends, strict=False))
+        whole = whole and abs(ends[-1] - len(samples) / RATE) < 0.2
+        if name in texts and whole and 3 <= len(samples) / RATE <= 10:
+            phones = [(min(end, len(samples) / RATE), phone) for end, phone in phones]
+            usable.append(
+                Clip(
+                    id=f"festvox-ru/{name}",
+                    samples=samples,
+                    text=texts[name].replace("+", "").strip(),
+                    speaker="nsh",
+                    language="ru",
+                    source="festvox-ru",
+                    license="LicenseRef-festvox-ru",
+                    phones=phones,
+                )
+            )
+    yield from fill([[clip] for clip in usable], FESTVOX_BYTES)
+
+
+def prompts(roots: dict[str, Path]) -> list[Clip]:
+    """Prompts of 2 to 8 s that are recorded in both languages, so that content is shared."""
+    texts = {language: prompt_texts(roots, language) for language in PROMPTS}
+    pairs = []
+    for prompt in sorted(set(texts["it"]) & set(texts["ru"])):
+        pair = []
+        for language, folder in PROMPTS.items():
+            package = f"asterisk-core-sounds-{language}-g722"
+            path = roots[package] / folder / f"{prompt}.g722"
+            if path.is_file():
+                pair.append(
+                    Clip(
+                        id=f"{language}/{prompt}",
+                        samples=read_g722(path),
+                        text=texts[language][prompt],
+                        speaker=PROMPT_SPEAKERS[language],
+                        language=language,
+                        source=package,
+                        license="CC-BY-3.0",
+                        factors={"prompt": prompt},
+                    )
+                )
+        if len(pair) == 2 and all(2 <= len(clip.samples) / RATE <= 8 for clip in pair):
+            pairs.append(pair)
+    chosen = list(fill(pairs, 2 * PROMPT_BYTES))
+    return sorted(chosen, key=lambda clip: clip.id)
+
+
+def prompt_texts(roots: dict[str, Path], language: str) -> dict[str, str]:
+    """Texts by prompt, without sound effects and lines whose accents were lost to '?'."""
+    package = f"asterisk-core-sounds-{language}"
+    path = roots[package] / f"usr/share/doc/{package}/core-sounds-{language}.txt.gz"
+    texts = {}
+    for line in gzip.decompress(path.read_bytes()).decode("utf-8-sig").splitlines():
+        prompt, _, text = line.partition(":")
+        text = " ".join(text.split())
+        if text and not line.startswith(";") and not re.search(r"[\[\]?()<>]", text):
+            texts[prompt.strip()] = text
+    return texts
+
+
+def pocketsphinx(roots: dict[str, Path]) -> Iterator[Clip]:
+    """All ten transcribed recordings: one reader of a novel, one speaker of card names."""
+    data = roots["pocketsphinx-testdata"] / "usr/share/pocketsphinx/test/data"
+    for folder, listing, speaker in (
+        ("librivox", "transcription", "librivox-sense-and-sensibility"),
+        ("cards", "cards.transcription", "cards"),
+    ):
+        lines = (data / folder / listing).read_text("utf-8")
+        for text, name in re.findall(r"<s>(.*)</s> \((\S+)\)", lines):
+            yield Clip(
+                id=f"{folder}/{name}",
+                samples=read_wav(data / folder / f"{name}.wav"),
+                text=text.strip(),
+                speaker=speaker,
+                language="en",
+                source="pocketsphinx-testdata",
+                license="BSD-2-Clause",
+            )
+
+
+def fill(groups: list[list[Clip]], budget: int) -> Iterator[Clip]:
+    """As many groups as fit the budget, evenly spaced over all of them."""
+    sizes = [sum(flac_bytes(clip) for clip in group) for group in groups]
+    for count in range(len(groups), 0, -1):
+        picks = [index * len(groups) // count for index in range(count)]
+        if sum(sizes[pick] for pick in picks) <= budget:
+            for pick in picks:
+                yield from groups[pick]
+            return
+
+
+def flac_bytes(clip: Clip) -> int:
+    """Size of a clip once it is encoded."""
+    with tempfile.NamedTemporaryFile(suffix=".flac") as file:
+        encode(clip.samples, Path(file.name))
+        return Path(file.name).stat().st_size
+
+
+def encode(samples: Samples, path: Path) -> None:
+    """FLAC at its highest level, 16 bits."""
+    soundfile.write(path, samples, RATE, format="FLAC", subtype="PCM_16", compression_level=1.0)
+
+
+def read_wav(path: Path) -> Samples:
+    """Samples of a 16-bit mono file at 16 kHz, bit for bit."""
+    samples, rate = soundfile.read(path, dtype="int16")
+    assert rate == RATE, path
+    assert samples.ndim == 1, path
+    return samples  # type: ignore[no-any-return]
+
+
+def read_g722(path: Path) -> Samples:
+    """Samples of an ITU-T G.722 file: 64 kbit/s, 16 kHz."""
+    import av
+
+    with av.open(str(path), format="g722") as container:
+        blocks = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
+    samples: Samples = np.concatenate(blocks) if blocks else np.zeros(0, np.int16)
+    assert samples.dtype == np.int16, path
+    return samples
+
+
+def read_labels(path: Path) -> list[tuple[float, str]]:
+    """Ends and phones of an EST label file: a header up to '#', then END COLOUR PHONE."""
+    _, _, body = path.read_text("utf-8").partition("#\n")
+    rows = [line.split() for line in body.splitlines() if line.strip()]
+    return [(float(row[0]), row[-1]) for row in rows]
+
+
+def write(clip: Clip) -> int:
+    """Write the audio and phones of a clip; bytes of the audio."""
+    path = OUT / f"{clip.id}.flac"
+    path.parent.mkdir(exist_ok=True)
+    encode(clip.samples, path)
+    if clip.phones:
+        lines = [f"{end:.5f}".rstrip("0").rstrip(".") + f" {phone}" for end, phone in clip.phones]
+        path.with_suffix(".phones").write_text("\n".join(lines) + "\n", "utf-8")
+    return path.stat().st_size
+
+
+def write_manifest(clips: list[Clip]) -> None:
+    """One line a clip, in speechft's schema."""
+    with open(OUT / "manifest.jsonl", "w", encoding="utf-8") as file:
+        for clip in clips:
+            row: dict[str, object] = {
+                "id": clip.id,
+                "audio": f"{clip.id}.flac",
+                "duration": len(clip.samples) / RATE,
+                "speaker": clip.speaker,
+                "language": clip.language,
+                "text": clip.text,
+            }
+            if clip.phones:
+                row["phones"] = f"{clip.id}.phones"
+            if clip.factors:
+                row["factors"] = clip.factors
+            row |= {"source": clip.source, "license": clip.license}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+INTRODUCTION = """\
+# Whose speech this is
+
+The recordings in this folder were made by others and are not covered by the licence of speechft.
+They were selected from four packages of Debian 12 by `tools/make_corpus.py`, which can rebuild the
+folder. `manifest.jsonl` names the source and the licence of every clip.
+
+**Changes made to all of them:** a selection of the clips; stored as FLAC (16 kHz, mono, 16 bits);
+transcripts and labels moved into `manifest.jsonl` and `.phones` files. No clip was cut, resampled,
+filtered or changed in level.
+"""
+
+SOURCES = {
+    "festvox-ru": """\
+Folder `festvox-ru/`. Russian, one male speaker ("nsh"), read sentences with phone labels.
+Copyright (c) 2005 Nickolay V. Shmyrev. Licence: BSD-like, below (`LicenseRef-festvox-ru`).
+Origin: Russian language support for the Festival project, voice `msu_ru_nsh_clunits`.
+Further changes: stress marks ("+") removed from the texts; labels rewritten as end time and phone,
+the last end moved to the end of the audio where it lay beyond.
+""",
+    "asterisk-core-sounds-it-g722": """\
+Folder `it/`. Italian telephone prompts, one male speaker. Copyright 2012 Carlo Flora.
+Licence: Creative Commons Attribution 3.0 Unported (CC-BY-3.0),
+http://creativecommons.org/licenses/by/3.0/, text below.
+Recorded by Carlo Flora (http://www.carloflora.com, http://www.segreterietelefoniche.it);
+translated by Silvia Petrin from the English original distributed by Digium.
+Further changes: decoded from G.722.
+""",
+    "asterisk-core-sounds-ru-g722": """\
+Folder `ru/`. Russian telephone prompts, one female speaker (the package calls the voice
+`ru_RU_f_IvrvoiceRU`). Copyright: 2010, Maxim. Provided by Maxim Topal, http://www.ivrvoice.ru.
+Licence: Creative Commons Attribution 3.0 Unported (CC-BY-3.0),
+http://creativecommons.org/licenses/by/3.0/, text below.
+Further changes: decoded from G.722.
+""",
+    "pocketsphinx-testdata": """\
+Folders `librivox/` (English, a volunteer of LibriVox reading Jane Austen's *Sense and
+Sensibility*, chapter 1) and `cards/` (English, one speaker naming playing cards).
+Copyright 1995-2014 Carnegie Mellon University, 2014-2015 Alpha Cephei Inc.
+Licence: BSD-2-Clause, below.
+""",
+}
+
+
+def write_attribution(clips: list[Clip], roots: dict[str, Path], versions: dict[str, str]) -> None:
+    """Credits, changes, and the licence texts as the packages carry them."""
+    parts = [INTRODUCTION]
+    for source, text in SOURCES.items():
+        mine = [clip for clip in clips if clip.source == source]
+        seconds = sum(len(clip.samples) for clip in mine) / RATE
+        parts.append(
+            f"## {source} {versions[source]}\n\n{text}\n{len(mine)} clips, {seconds:.0f} seconds.\n"
+        )
+    for title, package, heading in (
+        ("BSD-like licence of festvox-ru", "festvox-ru", "License: BSD-like"),
+        ("BSD-2-Clause licence of pocketsphinx", "pocketsphinx-testdata", "License: BSD-2"),
+        ("CC-BY-3.0", "asterisk-core-sounds-it-g722", "License: CC-BY-3.0"),
+    ):
+        text = license_text(roots[package] / f"usr/share/doc/{package}/copyright", heading)
+        parts.append(f"## Text of the licence: {title}\n\n```text\n{text}\n```\n")
+    (OUT / "ATTRIBUTION.md").write_text("\n".join(parts), "utf-8")
+
+
+def license_text(path: Path, heading: str) -> str:
+    """The longest paragraph of a Debian copyright file under this heading."""
+    texts: list[list[str]] = []
+    for line in path.read_text("utf-8").splitlines():
+        if line == heading:
+            texts.append([])
+        elif texts and line.startswith(" "):
+            texts[-1].append("" if line.strip() == "." else line[1:].rstrip())
+        elif texts and texts[-1] and texts[-1][-1] != "\0":
+            texts[-1].append("\0")  # the paragraph has ended
+    cut = ["\n".join(text).partition("\0")[0] for text in texts]
+    return max(cut, key=len).strip("\n")
+
+
+if __name__ == "__main__":
+    main()
