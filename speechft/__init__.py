@@ -1,10 +1,49 @@
-"""speechft: refine speech foundation models, on fused losses, augmentations and pooling."""
+"""speechft: refine speech foundation models, on fused losses, augmentations and pooling.
+
+Importing it costs little beyond torch. What needs transformers, soundfile or Triton imports them
+when it is first used.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from speechft import functional, losses, reference
 from speechft.backends import checked, use_backend
 from speechft.lengths import Lengths
 
+if TYPE_CHECKING:
+    from speechft import augment, data, methods, models, training
+    from speechft.methods.refine import refine
+
 __version__ = "0.1.0"
 
-__all__ = ["Lengths", "__version__", "checked", "use_backend"]
+_LAZY_MODULES = ("augment", "data", "kernels", "methods", "models", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"speechft.{name}")
+    if name == "refine":
+        from speechft.methods.refine import refine
+
+        return refine
+    raise AttributeError(f"module 'speechft' has no attribute {name!r}")
+
+
+__all__ = [
+    "Lengths",
+    "__version__",
+    "augment",
+    "checked",
+    "data",
+    "functional",
+    "losses",
+    "methods",
+    "models",
+    "reference",
+    "refine",
+    "training",
+    "use_backend",
+]

@@ -29,6 +29,10 @@ class ArgumentTypeError(SpeechftError, TypeError):
         super().__init__(f"{argument}: {message}")
 
 
+class NonFiniteError(ArgumentError):
+    """A tensor holds NaN or infinity where it counts."""
+
+
 class LengthError(ArgumentError):
     """A length is zero, negative, beyond the padded size, or of the wrong shape."""
 
@@ -77,3 +81,11 @@ class NoGradientError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss is not finite."""
+
+
+class InterruptedRun(SpeechftError, RuntimeError):
+    """A run was stopped by a signal, and saved; it can be resumed."""
+
+    def __init__(self, step: int, output: str | Path) -> None:
+        self.step, self.output = step, str(output)
+        super().__init__(f"stopped and saved at step {step} in {output}; go on with --resume")

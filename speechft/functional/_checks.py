@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from speechft.backends import values_are_checked
-from speechft.errors import ArgumentError, ArgumentTypeError
+from speechft.errors import ArgumentError, ArgumentTypeError, NonFiniteError
 from speechft.reference._reduce import REDUCTIONS
 
 
@@ -70,6 +70,6 @@ def check_finite(tensor: Tensor, argument: str, *lengths: Tensor | None) -> None
             bad = bad & steps.view(shape)
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
-        raise ArgumentError(
+        raise NonFiniteError(
             argument, f"holds {tensor[where].item()} at {where}; wants finite values"
         )

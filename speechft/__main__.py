@@ -1,0 +1,7 @@
+"""``python -m speechft``."""
+
+import sys
+
+from speechft.cli import main
+
+sys.exit(main())

@@ -1,0 +1,145 @@
+"""The commands. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Optional
+
+from speechft.cli.flags import UsageError, make_parser, parse
+from speechft.cli.names import nearest
+
+__all__ = ["COMMANDS", "Command", "UsageError"]
+
+
+class Command(NamedTuple):
+    """What a command does, in a line, and the function that does it."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int]
+
+
+def refine(arguments: Sequence[str]) -> int:
+    """``speechft refine METHOD --model ... --data ... --output ...``."""
+    from speechft.methods import METHODS
+    from speechft.training import TrainingSettings
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: speechft refine METHOD --model MODEL --data DATA --output FOLDER ...\n\n"
+              f"methods: {', '.join(METHODS)}   (speechft refine METHOD --help for its flags)")  # fmt: skip
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name.startswith("-") or name not in METHODS:
+        raise UsageError(f"no method {name!r}{nearest(name, METHODS)}")
+    method = METHODS[name]
+    parser = make_parser(f"refine {name}", f"Refine an encoder with {method.source}.")
+    parser.add_argument("--model", type=str, required=True,
+                        help="a Hugging Face name or folder, or speechft/tiny-hubert")  # fmt: skip
+    parser.add_argument("--data", type=str, required=True,
+                        help="a manifest (JSONL or CSV), a folder of audio, or 'embedded'")  # fmt: skip
+    parser.add_argument("--output", type=str, required=True, help="the folder to write")
+    parser.add_argument("--on_bad_audio", type=Literal["fail", "skip"], default="fail",
+                        help="what to do with a file that cannot be used")  # fmt: skip
+    parser.add_argument("--max_duration", type=Optional[float], default=None,
+                        help="seconds; longer utterances are bad audio")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_class_arguments(method.Config)
+    parser.add_class_arguments(TrainingSettings)
+    values = vars(parse(parser, rest))
+
+    from speechft.methods.refine import refine as run
+
+    _quiet()
+    print(f"{name} on {values['data']} → {values['output']}", file=sys.stderr)
+    if values["model"] == "speechft/tiny-hubert":
+        print("note: this encoder starts from random weights. The run shows that everything "
+              "works and how fast; its features are not useful.", file=sys.stderr)  # fmt: skip
+    report = run(
+        model=values["model"],
+        method=name,
+        data=values["data"],
+        output=values["output"],
+        config=_pick(method.Config, values),
+        training=_pick(TrainingSettings, values),
+        on_bad_audio=values["on_bad_audio"],
+        max_duration=values["max_duration"],
+        resume=values["resume"],
+    )
+    print(f"\n{report}\n\nwritten to {values['output']}: the model, report.json, metrics.jsonl")
+    return 0
+
+
+def check(arguments: Sequence[str]) -> int:
+    """``speechft check DATA``: read every file and say what is there."""
+    parser = _plain("check", "Read all audio of a data set and say what is there and what is bad.")
+    parser.add_argument("data", help="a manifest (JSONL or CSV), a folder of audio, or 'embedded'")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    values = _parse_plain(parser, arguments)
+
+    from speechft.data import check, embedded_corpus
+
+    data = embedded_corpus() if values.data == "embedded" else values.data
+    report = check(data, workers=values.workers)
+    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if values.json else report)
+    return 0 if report.ok else 3
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """``speechft bench OP``: time an op against its reference and its peers."""
+    from speechft.bench.run import main
+
+    return int(main(arguments))
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """``speechft doctor``: what runs here."""
+    parser = _plain("doctor", "Say what runs here: torch, devices, kernels, backends of each op.")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    values = _parse_plain(parser, arguments)
+
+    from speechft.cli.doctor import examine, table
+
+    found = examine()
+    print(json.dumps(found, indent=2) if values.json else table(found))
+    return 0
+
+
+def _pick(cls: type[Any], values: dict[str, Any]) -> Any:
+    return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+
+
+def _quiet() -> None:
+    """No bars and warnings of others between ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
+
+
+def _plain(command: str, description: str) -> _Parser:
+    return _Parser(prog=f"speechft {command}", description=description, allow_abbrev=False)
+
+
+def _parse_plain(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    values, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise UsageError(f"no flag {unknown[0]}{nearest(unknown[0], known)}")
+    return values
+
+
+COMMANDS = {
+    "refine": Command("refine a model on unlabelled speech", refine),
+    "check": Command("read all audio of a data set and say what is bad", check),
+    "bench": Command("time an op against its reference and its peers", bench),
+    "doctor": Command("say what runs here", doctor),
+}

@@ -1,0 +1,30 @@
+"""The refinement methods: what is trained on what."""
+
+from __future__ import annotations
+
+import difflib
+
+from speechft.errors import ConfigError
+from speechft.methods.base import Method, MethodConfig, MethodOutput
+from speechft.methods.score import Score, ScoreConfig
+
+METHODS: dict[str, type[Method]] = {Score.name: Score}
+
+
+def get(name: str) -> type[Method]:
+    """The method of this name.
+
+    >>> get("score").source
+    'Meghanani & Hain, SCORE, ICASSP 2024'
+
+    Raises:
+        ConfigError: no such method; the message has the nearest name.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"method: no {name!r}{hint} There are: {', '.join(METHODS)}")
+
+
+__all__ = ["METHODS", "Method", "MethodConfig", "MethodOutput", "Score", "ScoreConfig", "get"]

@@ -1,0 +1,185 @@
+r"""SCORE: self-supervised correspondence fine-tuning, for content.
+
+An utterance and a copy of it at another speed and pitch say the same thing. One goes through the
+encoder that is tuned, the other through the frozen one it started as; soft-DTW aligns the two
+sequences and pulls them together:
+
+.. math::
+
+    L = \frac{\operatorname{sdtw}_\gamma(X, Y) - \frac12 (\operatorname{sdtw}_\gamma(X, X)
+        + \operatorname{sdtw}_\gamma(Y, Y))}{n + m}
+
+where :math:`X` and :math:`Y` are the connector's projections of the last layers, each frame of
+unit length. The connector is shared, trained through both sides, and thrown away. The frozen
+target is what keeps the features from collapsing.
+
+Source: Meghanani & Hain, "SCORE: Self-supervised Correspondence Fine-tuning for Improved Content
+Representations", ICASSP 2024.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor, nn
+
+from speechft.augment import Compose, Pitch, Speed, fold_in, uniform
+from speechft.errors import ConfigError
+from speechft.losses import SoftDTWLoss
+from speechft.methods.base import Method, MethodConfig, MethodOutput
+from speechft.models import Encoder
+
+# Speeds as published, by the kind of encoder; a wav2vec 2.0 gets those of HuBERT.
+SPEEDS = {"wavlm": (0.85, 0.9, 1.0, 1.1, 1.15)}
+HUBERT_SPEEDS = (0.9, 1.0, 1.1)
+
+
+@dataclass(frozen=True)
+class ScoreConfig(MethodConfig):
+    """Settings of SCORE; the defaults are the paper's.
+
+    Args:
+        gamma: smoothing of the soft-DTW, on squared distances of unit vectors.
+        bandwidth: frames that the alignment may leave the diagonal by; None: any number.
+        tuned_layers: transformer layers tuned, counted from the top.
+        speeds: speed factors to draw from; None: the paper's for the kind of encoder.
+        semitones: pitch shifts to draw from.
+        connector: ``"linear"``, or ``"mlp"`` for Linear-ReLU-Linear; ``"auto"``: as published,
+            the MLP for WavLM and linear for others.
+        connector_size: size of its output.
+        target_dropout: leave the frozen target's dropout on, as the released code does by never
+            calling ``eval()``; the paper calls it frozen.
+        tune_feature_norm: also tune the layer norm in front of the transformer, which the released
+            code does by a match of names; the paper tunes the top two layers.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    gamma: float = 0.1
+    bandwidth: int | None = None
+    tuned_layers: int = 2
+    speeds: tuple[float, ...] | None = None
+    semitones: tuple[float, ...] = (-2.0, 2.0)
+    connector: Literal["auto", "linear", "mlp"] = "auto"
+    connector_size: int = 256
+    target_dropout: bool = False
+    tune_feature_norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("tuned_layers", 1), ("connector_size", 1)):
+            if getattr(self, name) < lowest:
+                raise ConfigError(f"{name}: wants at least {lowest}, got {getattr(self, name)}")
+        if not self.gamma > 0:
+            raise ConfigError(f"gamma: wants a number above 0, got {self.gamma}")
+        if self.bandwidth is not None and self.bandwidth < 1:
+            raise ConfigError(
+                f"bandwidth: wants at least 1 frame, as speeds differ; got {self.bandwidth}"
+            )
+
+
+class Score(Method):
+    """SCORE on an encoder, which is tuned in place.
+
+    Args:
+        encoder: from :func:`speechft.models.load`.
+        config: its settings.
+        seed: of the connector's weights.
+
+    Raises:
+        ConfigError: more layers to tune than there are.
+    """
+
+    name = "score"
+    source = "Meghanani & Hain, SCORE, ICASSP 2024"
+    Config = ScoreConfig
+
+    def __init__(
+        self, encoder: Encoder, config: ScoreConfig | None = None, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        config = config or ScoreConfig()
+        kind = encoder.config.model_type
+        if config.tuned_layers > encoder.num_layers:
+            raise ConfigError(
+                f"tuned_layers: the encoder has {encoder.num_layers} layers, "
+                f"got {config.tuned_layers}"
+            )
+        self.settings = config  # not "config": transformers writes to a module's config
+        self.target = copy.deepcopy(encoder).requires_grad_(False)
+        self.encoder = encoder
+        encoder.freeze_all_but_top(config.tuned_layers)
+        if config.tune_feature_norm:
+            encoder.hf_model.feature_projection.layer_norm.requires_grad_(True)
+        use_mlp = config.connector == "mlp" or (config.connector == "auto" and kind == "wavlm")
+        self.connector = make_connector(
+            encoder.hidden_size, config.connector_size, mlp=use_mlp, seed=seed
+        )
+        speeds = config.speeds or SPEEDS.get(kind, HUBERT_SPEEDS)
+        self.perturb = Compose([Speed(factors=speeds), Pitch(semitones=config.semitones)])
+        self.loss = SoftDTWLoss(
+            config.gamma, bandwidth=config.bandwidth, divergence=True, length_normalize=True
+        )
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Score:
+        """Training mode; the frozen target stays in eval mode unless told otherwise."""
+        super().train(mode)
+        self.target.train(mode and self.settings.target_dropout)
+        return self
+
+    def forward(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> MethodOutput:
+        """The loss of SCORE on a batch of utterances; see :class:`~speechft.methods.Method`."""
+        with self.stopwatch("augmentation"):
+            tuned, fixed = self.views(waveforms, lengths, keys)
+        with self.stopwatch("encoder"):
+            student = self.encoder(*tuned)
+            with torch.no_grad():
+                target = self.target(*fixed)
+        with self.stopwatch("loss"):
+            x, y = self.project(student.last_hidden_state), self.project(target.last_hidden_state)
+            loss = self.loss(x, y, student.lengths, target.lengths)
+        return MethodOutput(loss, {})
+
+    def views(
+        self, waveforms: Tensor, lengths: Tensor, keys: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Waveforms and lengths for the tuned encoder, and for the frozen one.
+
+        One of them is perturbed: which, a fair coin decides for each utterance.
+        """
+        perturbed, perturbed_lengths = self.perturb(waveforms, lengths, fold_in(keys, 0))
+        longest = max(waveforms.shape[1], perturbed.shape[1])
+        plain, perturbed = (
+            torch_functional.pad(x, (0, longest - x.shape[1])) for x in (waveforms, perturbed)
+        )
+        swap = uniform(fold_in(keys, 1), 0, 1)[:, 0] < 0.5
+        return (
+            (
+                torch.where(swap[:, None], plain, perturbed),
+                torch.where(swap, lengths, perturbed_lengths),
+            ),
+            (
+                torch.where(swap[:, None], perturbed, plain),
+                torch.where(swap, perturbed_lengths, lengths),
+            ),
+        )
+
+    def project(self, features: Tensor) -> Tensor:
+        """Frames of unit length, from the shared connector."""
+        projected = cast(Tensor, self.connector(features.to(self.connector[-1].weight.dtype)))
+        return torch_functional.normalize(projected, dim=-1)
+
+
+def make_connector(inputs: int, outputs: int, *, mlp: bool, seed: int) -> nn.Sequential:
+    """The projection from the encoder's size, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
+        if mlp:
+            layers += [nn.ReLU(), nn.Linear(outputs, outputs)]
+        return nn.Sequential(*layers)

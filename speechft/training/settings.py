@@ -1,0 +1,74 @@
+"""The settings of a training run that do not depend on the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from speechft.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long, how fast and where. The defaults are SCORE's, as published.
+
+    Args:
+        steps: updates of the weights.
+        batch_size: utterances a batch, at most (and a rank).
+        max_batch_seconds: padded seconds a batch, at most; None for no bound.
+        accumulate: batches an update.
+        learning_rate: the peak, after the warm-up; AdamW.
+        warmup_steps: updates of linear warm-up, then linear decay to 0; None: 1,000 of 3,600.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm; 0 for no clipping.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast (losses stay in float32).
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        seed: of everything that is drawn: batches, perturbations, dropout, new layers.
+        workers: processes that decode audio; the run is the same for any number.
+        log_every: updates between lines of ``metrics.jsonl``.
+        save_every: updates between checkpoints; None: only when stopped by a signal.
+        keep_checkpoints: how many are kept.
+        evaluate_utterances: utterances on which the loss is taken before and after.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    steps: int = 3600
+    batch_size: int = 8
+    max_batch_seconds: float | None = None
+    accumulate: int = 1
+    learning_rate: float = 2e-5
+    warmup_steps: int | None = None
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 10
+    save_every: int | None = None
+    keep_checkpoints: int = 2
+    evaluate_utterances: int = 32
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "steps": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0, "weight_decay": 0,
+            "max_grad_norm": 0, "seed": 0, "workers": 0, "log_every": 1, "save_every": 1,
+            "keep_checkpoints": 1, "evaluate_utterances": 1,
+        }  # fmt: skip
+        for name, lowest in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= lowest:
+                raise ConfigError(f"{name}: wants at least {lowest}, got {value}")
+        for name in ("learning_rate", "max_batch_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: wants a finite number above 0, got {value}")
+
+    @property
+    def warmup(self) -> int:
+        """Updates of warm-up: as set, or 1,000 of 3,600 as SCORE has it."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return round(self.steps * 1000 / 3600)

@@ -1,0 +1,172 @@
+"""The trainer: ``transformers.Trainer``, fed by the step, audited and timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from speechft.data import LengthBatchSampler, SpeechDataset
+from speechft.errors import DivergedError, NonFiniteError
+from speechft.training.audit import GradientAudit
+from speechft.training.loader import StepSampler, audio_seconds, make_loader
+from speechft.training.settings import TrainingSettings
+from speechft.training.stopwatch import Stopwatch
+
+
+class RefinementTrainer(Trainer):
+    """Trains a :class:`speechft.methods.Method` on a :class:`~speechft.data.SpeechDataset`.
+
+    What it adds to its base: batches and perturbations are pure functions of (seed, step), so a
+    resumed run is the same run; every trainable tensor's gradient is audited in the first steps;
+    a loss that is not finite stops the run at the next log line; the time of each phase is kept.
+
+    Args:
+        method: gives ``loss`` from ``(waveforms, lengths, keys)`` and has a ``stopwatch``.
+        dataset: what to train on.
+        settings: how.
+        output: the run's folder; checkpoints go to ``output / "checkpoints"``.
+        callbacks: further ``transformers`` callbacks.
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        dataset: SpeechDataset,
+        settings: TrainingSettings,
+        output: Path,
+        *,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        arguments = TrainingArguments(
+            output_dir=str(output / "checkpoints"),
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulate,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=settings.warmup,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            bf16=settings.precision == "bfloat16",
+            use_cpu=device_of(settings).type == "cpu",
+            seed=settings.seed,
+            data_seed=settings.seed,
+            logging_steps=settings.log_every,
+            logging_nan_inf_filter=False,
+            save_strategy="no" if settings.save_every is None else "steps",
+            save_steps=settings.save_every or settings.steps,
+            save_total_limit=settings.keep_checkpoints,
+            ignore_data_skip=True,  # the sampler starts at the step it is asked for
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        self.settings = settings
+        self.dataset = dataset
+        self.stopwatch: Stopwatch = method.stopwatch
+        self.seconds_of_audio = 0.0
+        self._audit = GradientAudit(method)
+        super().__init__(model=method, args=arguments, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """All batches of the run, from the current step on, this rank's share."""
+        limit = self.settings.max_batch_seconds
+        batches = LengthBatchSampler(
+            self.dataset.lengths,
+            batch_size=self.settings.batch_size,
+            max_samples=None if limit is None else int(limit * self.dataset.sample_rate),
+            seed=self.settings.seed,
+        )
+        sampler = StepSampler(
+            batches,
+            self.settings.steps * self.settings.accumulate,
+            lambda: self.state.global_step * self.settings.accumulate,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        return make_loader(
+            self.dataset, sampler, seed=self.settings.seed, workers=self.settings.workers
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The method's loss on a batch, a mean over its utterances."""
+        try:
+            output = model(inputs["waveforms"], inputs["lengths"], inputs["keys"])
+        except NonFiniteError as error:  # the audio was scanned, so it is the weights
+            raise DivergedError(self._diverged(str(error))) from error
+        return (output.loss, output) if return_outputs else output.loss
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one batch, then the audit."""
+        self.seconds_of_audio += audio_seconds(inputs, self.dataset.sample_rate)
+        with self.stopwatch("step"):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if loss.device.type == "cpu" and not math.isfinite(loss):  # a GPU is asked at log lines
+            raise DivergedError(self._diverged(f"the loss is {float(loss)}"))
+        self._audit()
+        return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and stop where the loss is not finite.
+
+        Raises:
+            DivergedError: a loss or a gradient norm that is NaN or infinite.
+        """
+        super().log(logs, start_time)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise DivergedError(self._diverged(f"{name} is {logs[name]}"))
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"diverged at step {self.state.global_step}: {what}. Lower the learning rate or raise "
+            "the warm-up; the updates before are in metrics.jsonl"
+        )
+
+
+class MetricsFile(TrainerCallback):
+    """One JSON line for each log entry, with the seconds since the start."""
+
+    def __init__(self, path: Path, *, append: bool) -> None:
+        self.path = path
+        self.start = time.perf_counter()
+        if not append:
+            path.write_text("")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Write the line."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        line = {
+            "step": state.global_step,
+            **{k: v for k, v in logs.items() if k != "epoch"},
+            "seconds": round(time.perf_counter() - self.start, 3),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def device_of(settings: TrainingSettings) -> torch.device:
+    """The device that ``settings.device`` means here."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
