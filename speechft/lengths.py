@@ -114,7 +114,7 @@ class Lengths:
         if not nested.is_nested:
             raise ArgumentTypeError("nested", "wants a nested tensor")
         if nested.layout == torch.jagged:
-            return cls(nested.offsets().diff())
+            return cls(nested.offsets().diff())  # type: ignore[attr-defined]
         return cls(torch.tensor([x.shape[0] for x in nested.unbind()], device=nested.device))
 
     @classmethod
@@ -173,14 +173,15 @@ def check_lengths(
 
 def _as_int64(values: Tensor | Sequence[int], argument: str) -> Tensor:
     values = torch.as_tensor(values)
+    # First: torch makes a float tensor of an empty list.
+    if values.dim() != 1 or values.shape[0] == 0:
+        raise LengthError(argument, f"wants shape (B,) with B >= 1, got {tuple(values.shape)}")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ArgumentTypeError(
             argument,
             f"wants integers, got {values.dtype} (for fractions: Lengths.from_relative; "
             "for masks: Lengths.from_hf or Lengths.from_padding_mask)",
         )
-    if values.dim() != 1 or values.shape[0] == 0:
-        raise LengthError(argument, f"wants shape (B,) with B >= 1, got {tuple(values.shape)}")
     return values.to(torch.int64)
 
 

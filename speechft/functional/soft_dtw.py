@@ -195,7 +195,21 @@ def _check_equal_lengths(n: Tensor | None, m: Tensor | None, N: int, M: int, fir
         )
 
 
-@torch.library.custom_op("speechft::soft_dtw", mutates_args=(), device_types=("cpu", "cuda"))
+# torch.library.define and impl, not custom_op: what that wraps around a kernel imports
+# torch._dynamo on the first call, seconds that nobody asked for.
+torch.library.define(
+    "speechft::soft_dtw",
+    "(Tensor x, Tensor y, Tensor? x_lengths, Tensor? y_lengths, float gamma, int? bandwidth, "
+    "bool divergence, bool need_x, bool need_y) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "speechft::soft_dtw_from_cost",
+    "(Tensor cost, Tensor? x_lengths, Tensor? y_lengths, float gamma, int? bandwidth, "
+    "bool need_alignment) -> (Tensor, Tensor)",
+)
+
+
+@torch.library.impl("speechft::soft_dtw", ("cpu", "cuda"))
 def _soft_dtw(
     x: Tensor,
     y: Tensor,
@@ -212,7 +226,7 @@ def _soft_dtw(
         return run(x, y, x_lengths, y_lengths, gamma, bandwidth, divergence, need_x, need_y)
 
 
-@_soft_dtw.register_fake
+@torch.library.register_fake("speechft::soft_dtw")
 def _(x, y, x_lengths, y_lengths, gamma, bandwidth, divergence, need_x, need_y):  # type: ignore[no-untyped-def]
     def gradient(of: Tensor, needed: bool) -> Tensor:
         return of.new_empty(of.shape if needed else (0,), dtype=torch.float32)
@@ -249,12 +263,10 @@ def _backward(ctx, grad, _grad_dx, _grad_dy):  # type: ignore[no-untyped-def]
     )
 
 
-_soft_dtw.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("speechft::soft_dtw", _backward, setup_context=_save)
 
 
-@torch.library.custom_op(
-    "speechft::soft_dtw_from_cost", mutates_args=(), device_types=("cpu", "cuda")
-)
+@torch.library.impl("speechft::soft_dtw_from_cost", ("cpu", "cuda"))
 def _from_cost(
     cost: Tensor,
     x_lengths: Tensor | None,
@@ -267,7 +279,7 @@ def _from_cost(
     return run.soft_dtw_from_cost(cost, x_lengths, y_lengths, gamma, bandwidth, need_alignment)
 
 
-@_from_cost.register_fake
+@torch.library.register_fake("speechft::soft_dtw_from_cost")
 def _(cost, x_lengths, y_lengths, gamma, bandwidth, need_alignment):  # type: ignore[no-untyped-def]
     shape = cost.shape if need_alignment else (0,)
     return (
@@ -295,4 +307,6 @@ def _backward_cost(ctx, grad, _grad_alignment):  # type: ignore[no-untyped-def]
     return (grad[:, None, None] * alignment).to(cost.dtype), *none
 
 
-_from_cost.register_autograd(_backward_cost, setup_context=_save_cost)
+torch.library.register_autograd(
+    "speechft::soft_dtw_from_cost", _backward_cost, setup_context=_save_cost
+)
