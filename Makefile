@@ -7,7 +7,9 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/speechft refine score --demo --output runs/demo
+	rm -rf runs/demo
+	$(BIN)/speechft refine score --model speechft/tiny-hubert --data embedded \
+		--steps 60 --learning-rate 1e-4 --output runs/demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q

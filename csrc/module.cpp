@@ -69,4 +69,44 @@ PYBIND11_MODULE(_C, module) {
         speechft::cpu::soft_dtw(batches, threads);
       },
       py::arg("batches"), py::arg("threads"), "Soft-DTW of several batches at once, in place.");
+
+#ifdef SPEECHFT_CUDA
+  using speechft::cuda::SoftDtwSegment;
+  py::class_<SoftDtwSegment>(module, "SoftDtwSegment", "See csrc/cuda/soft_dtw.h.")
+      .def(py::init([](uintptr_t cost, uintptr_t alignment, uintptr_t value, uintptr_t x_lengths,
+                       uintptr_t y_lengths, int32_t rows, int32_t columns) {
+             return SoftDtwSegment{pointer<float>(cost),        pointer<float>(alignment),
+                                   pointer<float>(value),       pointer<int64_t>(x_lengths),
+                                   pointer<int64_t>(y_lengths), rows,
+                                   columns};
+           }),
+           py::kw_only(), py::arg("cost"), py::arg("alignment"), py::arg("value"),
+           py::arg("x_lengths"), py::arg("y_lengths"), py::arg("rows"), py::arg("columns"));
+  module.def("cuda_why_not", &speechft::cuda::why_not,
+             "Why the CUDA kernels cannot run here; empty if they can.");
+  module.def(
+      "soft_dtw_cuda_workspace",
+      [](const std::vector<SoftDtwSegment>& segments, int pairs, bool with_alignment,
+         int weight_bytes) {
+        const int64_t bytes = speechft::cuda::soft_dtw_workspace_bytes(
+            segments.data(), static_cast<int>(segments.size()), pairs, with_alignment,
+            weight_bytes);
+        if (bytes < 0) throw std::invalid_argument("soft-DTW on CUDA does not take these sizes");
+        return bytes;
+      },
+      py::arg("segments"), py::arg("pairs"), py::arg("with_alignment"), py::arg("weight_bytes"));
+  module.def(
+      "soft_dtw_cuda",
+      [](int device, intptr_t stream, const std::vector<SoftDtwSegment>& segments, int pairs,
+         float gamma, int64_t bandwidth, uintptr_t workspace, int64_t workspace_bytes,
+         int weight_bytes) {
+        const char* error = speechft::cuda::soft_dtw(
+            device, stream, segments.data(), static_cast<int>(segments.size()), pairs, gamma,
+            bandwidth, pointer<void>(workspace), workspace_bytes, weight_bytes);
+        if (error) throw std::runtime_error(error);
+      },
+      py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("segments"), py::arg("pairs"),
+      py::arg("gamma"), py::arg("bandwidth"), py::arg("workspace"), py::arg("workspace_bytes"),
+      py::arg("weight_bytes"), "Queue the wavefront on a stream: see csrc/cuda/soft_dtw.h.");
+#endif
 }

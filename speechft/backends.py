@@ -150,18 +150,21 @@ def why_not_cpu() -> str | None:
     return None
 
 
-@functools.cache
 def why_not_cuda() -> str | None:
     """Why the compiled module's CUDA kernels cannot run, or None."""
-    module = compiled_module()
-    if module is None:
+    if _module is None:
         return "the compiled module speechft._C was not built or does not load"
-    if not module.HAS_CUDA:
+    if not _module.HAS_CUDA:
         return "speechft._C was built without CUDA (nvcc was not found when it was built)"
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    reason: str = module.cuda_why_not()
-    return reason or None
+    if not torch.compiler.is_compiling() and not _cuda_reasons:  # not asked in a traced graph
+        if torch.cuda.is_available():
+            _cuda_reasons.append(_module.cuda_why_not())
+        else:
+            _cuda_reasons.append("torch sees no CUDA device")
+    return (_cuda_reasons[0] or None) if _cuda_reasons else None
+
+
+_cuda_reasons: list[str] = []  # asked for once
 
 
 @functools.cache
