@@ -70,7 +70,7 @@ def soft_dtw_from_cost(
         [(wide, alignment if need_alignment else None, value, x_lengths, y_lengths)],
         gamma,
         bandwidth,
-        half_weights=False,
+        fixed_point_weights=False,
     )
     return value, alignment
 
@@ -101,7 +101,7 @@ def _block(
         ],
         gamma,
         bandwidth,
-        half_weights=x.dtype != torch.float32,
+        fixed_point_weights=x.dtype != torch.float32,
     )
     if divergence:
         torch.sub(values[0], values[1] + values[2], alpha=0.5, out=value)
@@ -123,11 +123,11 @@ def _wavefront(
     gamma: float,
     bandwidth: int | None,
     *,
-    half_weights: bool,
+    fixed_point_weights: bool,
 ) -> None:
     module: Any = compiled_module()
     first = segments[0][0]
-    weight_bytes = 4 if half_weights else 8
+    weight_bytes = 4 if fixed_point_weights else 8
     # Lengths that were sliced or made contiguous here stay alive until the launch is queued.
     kept = [
         (cost, alignment, value, _contiguous(n), _contiguous(m))
