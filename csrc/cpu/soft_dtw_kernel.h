@@ -22,6 +22,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/lanes.h"
 #include "cpu/soft_dtw_group.h"
@@ -168,11 +169,12 @@ struct Group {
       for (int lane = 0; lane < W; ++lane)
         if (i + k < n(lane)) value[lane] += cost[k * columns * W + lane];
     }
-    const auto advance = [&](int64_t step, auto checks_range) {
+    const auto advance = [&](int64_t step, auto checks_range, auto keeps_rows) {
 #pragma GCC unroll 8
       for (int k = COUNT - 1; k >= 0; --k) {
         const int64_t j = step - k;
-        if (checks_range.value && (j < 1 || j >= columns)) continue;
+        if constexpr (decltype(checks_range)::value)
+          if (j < 1 || j >= columns) continue;
         const F u = k == 0 ? load(horizontal + j * W) : across[k > 0 ? k - 1 : 0];
         Weights w;
         F lowest;
@@ -181,15 +183,18 @@ struct Group {
         vertical[k] = rest + (lowest - u);
         put<STORE>(i + k, j, w);
         if (k == COUNT - 1) store(horizontal + j * W, across[k]);
-        if (ends) store(last_rows + (k * columns + j) * W, across[k]);
+        if constexpr (decltype(keeps_rows)::value)
+          store(last_rows + (k * columns + j) * W, across[k]);
       }
     };
-    int64_t step = 1;
-    for (; step < std::min<int64_t>(COUNT, columns + COUNT - 1); ++step)
-      advance(step, std::true_type{});
-    for (; step < columns; ++step) advance(step, std::false_type{});
-    for (; step < columns + COUNT - 1; ++step) advance(step, std::true_type{});
-    if (!ends) return;
+    const auto sweep = [&](auto keeps_rows) {
+      int64_t step = 1;
+      for (; step < COUNT; ++step) advance(step, std::true_type{}, keeps_rows);
+      for (; step < columns; ++step) advance(step, std::false_type{}, keeps_rows);
+      for (; step < columns + COUNT - 1; ++step) advance(step, std::true_type{}, keeps_rows);
+    };
+    if (!ends) return sweep(std::false_type{});
+    sweep(std::true_type{});
     for (int k = 0; k < COUNT; ++k)
       for (int lane = 0; lane < W; ++lane)
         if (n(lane) == i + k + 1) finish_lane(lane, last_rows + k * columns * W);
