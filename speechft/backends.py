@@ -10,6 +10,7 @@ Two switches, each a context manager and an environment variable, and no other g
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ class OpBackends:
         """
         name = _switches.backend
         _check_name(name)
-        candidates = self.order.get(device.type, ()) + ("reference",)
+        candidates = (*self.order.get(device.type, ()), "reference")
         if name == "auto":
             for candidate in candidates:
                 if self._takes(candidate, dtype) and self.why_not[candidate]() is None:
@@ -127,10 +128,14 @@ def register(op: OpBackends) -> OpBackends:
     return op
 
 
-try:
-    from speechft import _C as _module  # small, and links nothing: milliseconds
-except ImportError:
-    _module = None
+def _load() -> ModuleType | None:
+    try:
+        return importlib.import_module("speechft._C")
+    except ImportError:
+        return None
+
+
+_module = _load()  # small, and links nothing: milliseconds
 
 
 def compiled_module() -> ModuleType | None:

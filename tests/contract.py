@@ -54,7 +54,9 @@ def assert_as_accurate(
     ours = value_and_gradients(op, on_device, None if weights is None else weights.to(device))
     for k, (got, eager, exact) in enumerate(zip(ours, same, truth, strict=True)):
         got, eager = got.cpu().double(), eager.double()
-        assert torch.isfinite(got).all() or not torch.isfinite(exact).all(), f"{message}: not finite"
+        assert torch.isfinite(got).all() or not torch.isfinite(exact).all(), (
+            f"{message}: not finite"
+        )
         scale = exact.abs().max()
         eps = torch.finfo(torch.float32 if k == 0 else inputs[0].dtype).eps
         error, allowed = (got - exact).abs().max(), factor * (eager - exact).abs().max()

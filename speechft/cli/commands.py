@@ -15,6 +15,17 @@ from speechft.cli.names import nearest
 __all__ = ["COMMANDS", "Command", "UsageError"]
 
 
+_REQUIRED = {
+    "--model": "a Hugging Face name or folder, or speechft/tiny-hubert",
+    "--data": "a manifest (JSONL or CSV), a folder of audio, or 'embedded'",
+    "--output": "the folder to write",
+}
+_RANDOM = (
+    "note: this encoder starts from random weights. The run shows that everything works, and how "
+    "fast; its features are of no use."
+)
+
+
 class Command(NamedTuple):
     """What a command does, in a line, and the function that does it."""
 
@@ -28,23 +39,20 @@ def refine(arguments: Sequence[str]) -> int:
     from speechft.training import TrainingSettings
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: speechft refine METHOD --model MODEL --data DATA --output FOLDER ...\n\n"
-              f"methods: {', '.join(METHODS)}   (speechft refine METHOD --help for its flags)")  # fmt: skip
+        print("usage: speechft refine METHOD --model MODEL --data DATA --output FOLDER ...\n")
+        print(f"methods: {', '.join(METHODS)}   (speechft refine METHOD --help for its flags)")
         return 0 if arguments else 2
     name, *rest = arguments
     if name.startswith("-") or name not in METHODS:
         raise UsageError(f"no method {name!r}{nearest(name, METHODS)}")
     method = METHODS[name]
     parser = make_parser(f"refine {name}", f"Refine an encoder with {method.source}.")
-    parser.add_argument("--model", type=str, required=True,
-                        help="a Hugging Face name or folder, or speechft/tiny-hubert")  # fmt: skip
-    parser.add_argument("--data", type=str, required=True,
-                        help="a manifest (JSONL or CSV), a folder of audio, or 'embedded'")  # fmt: skip
-    parser.add_argument("--output", type=str, required=True, help="the folder to write")
-    parser.add_argument("--on_bad_audio", type=Literal["fail", "skip"], default="fail",
-                        help="what to do with a file that cannot be used")  # fmt: skip
-    parser.add_argument("--max_duration", type=Optional[float], default=None,
-                        help="seconds; longer utterances are bad audio")  # fmt: skip
+    for flag, text in _REQUIRED.items():
+        parser.add_argument(flag, type=str, required=True, help=text)
+    bad = "what to do with a file that cannot be used"
+    parser.add_argument("--on_bad_audio", type=Literal["fail", "skip"], default="fail", help=bad)
+    longest = "seconds; longer utterances are bad audio"
+    parser.add_argument("--max_duration", type=Optional[float], default=None, help=longest)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_class_arguments(method.Config)
     parser.add_class_arguments(TrainingSettings)
@@ -55,8 +63,7 @@ def refine(arguments: Sequence[str]) -> int:
     _quiet()
     print(f"{name} on {values['data']} → {values['output']}", file=sys.stderr)
     if values["model"] == "speechft/tiny-hubert":
-        print("note: this encoder starts from random weights. The run shows that everything "
-              "works and how fast; its features are not useful.", file=sys.stderr)  # fmt: skip
+        print(_RANDOM, file=sys.stderr)
     report = run(
         model=values["model"],
         method=name,

@@ -69,7 +69,7 @@ def _with_underscores(argument: str) -> str:
 
 
 def _check_keys(path: Path, known: set[str]) -> None:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise UsageError(f"--config: there is no file {path}")

@@ -44,8 +44,8 @@ def check_same(a: Tensor, b: Tensor, argument: str, of: str, dims: dict[int, str
 
 def check_positive(value: float, argument: str) -> float:
     """A finite number above zero."""
-    if isinstance(value, Tensor):
-        raise ArgumentTypeError(argument, "wants a Python number, got a tensor")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ArgumentTypeError(argument, f"wants a number, got {type(value).__name__}")
     if not (value > 0 and math.isfinite(value)):
         raise ArgumentError(argument, f"wants a finite number above 0, got {value}")
     return float(value)

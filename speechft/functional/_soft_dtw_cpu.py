@@ -93,9 +93,7 @@ class _Term:
             self.x.add(self.block, alignment, x, self.row_sums, 2.0 * self.weight)
         else:
             self.x.add(self.block, alignment, y, self.row_sums, self.weight)
-            self.y.add(
-                self.block, alignment.transpose(1, 2), x, self.column_sums, self.weight
-            )
+            self.y.add(self.block, alignment.transpose(1, 2), x, self.column_sums, self.weight)
 
 
 def soft_dtw(

@@ -165,7 +165,8 @@ def _cost(x: Tensor, y: Tensor, n: Tensor | None, m: Tensor | None) -> Tensor:
     if why_not_triton() is None:
         from speechft.kernels.soft_dtw import squared_euclidean as fused
 
-        return fused(x, y, n, m)
+        cost: Tensor = fused(x, y, n, m)
+        return cost
     return squared_euclidean(zero_padding(x.float(), n), zero_padding(y.float(), m))
 
 

@@ -181,13 +181,14 @@ def _check_door(
 
 
 def _check_equal_lengths(n: Tensor | None, m: Tensor | None, N: int, M: int, first: Tensor) -> None:
+    differ = None
     if n is None and m is None:
         differ = None if N == M else 0
     elif backends.values_are_checked(first):
-        unequal = ((N if n is None else n) - (M if m is None else m)).nonzero()
+        rows = torch.full((len(first),), N) if n is None else n
+        columns = torch.full((len(first),), M) if m is None else m
+        unequal = (rows.cpu() != columns.cpu()).nonzero()
         differ = int(unequal[0, 0]) if len(unequal) else None
-    else:
-        differ = None
     if differ is not None:
         raise ArgumentError(
             "bandwidth",
@@ -275,8 +276,9 @@ def _from_cost(
     bandwidth: int | None,
     need_alignment: bool,
 ) -> tuple[Tensor, Tensor]:
-    run = _soft_dtw_cpu if cost.device.type == "cpu" else _soft_dtw_cuda
-    return run.soft_dtw_from_cost(cost, x_lengths, y_lengths, gamma, bandwidth, need_alignment)
+    cpu = cost.device.type == "cpu"
+    run = _soft_dtw_cpu.soft_dtw_from_cost if cpu else _soft_dtw_cuda.soft_dtw_from_cost
+    return run(cost, x_lengths, y_lengths, gamma, bandwidth, need_alignment)
 
 
 @torch.library.register_fake("speechft::soft_dtw_from_cost")

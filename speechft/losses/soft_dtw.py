@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from speechft.functional import soft_dtw
+from speechft.functional.soft_dtw import soft_dtw
 from speechft.lengths import LengthsLike
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechft.models import Encoder
-from speechft.training.stopwatch import Stopwatch
+from speechft.training.trainable import Trainable
 
 
 class MethodOutput(NamedTuple):
@@ -23,7 +23,7 @@ class MethodConfig:
     """Base of the settings of a method."""
 
 
-class Method(nn.Module):
+class Method(Trainable):
     """A refinement method: it holds the encoder and all else that trains or must be saved.
 
     Frozen targets, teachers, centres and schedules are submodules or buffers, so a checkpoint of
@@ -41,10 +41,6 @@ class Method(nn.Module):
 
     encoder: Encoder
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stopwatch = Stopwatch()
-
     def forward(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> MethodOutput:
         """The loss of a batch.
 
@@ -58,4 +54,3 @@ class Method(nn.Module):
     def tuned(self) -> list[str]:
         """Names of the encoder's tensors that train, as the plain model calls them."""
         return [name for name, p in self.encoder.hf_model.named_parameters() if p.requires_grad]
-

@@ -192,4 +192,3 @@ def _mean_loss(method: Method, dataset: SpeechDataset, settings: TrainingSetting
         total += method(*tensors).loss.double() * len(indices)
     method.train(training)
     return float(total) / count
-

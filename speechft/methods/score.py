@@ -119,7 +119,7 @@ class Score(Method):
         self.connector = make_connector(
             encoder.hidden_size, config.connector_size, mlp=use_mlp, seed=seed
         )
-        speeds = config.speeds or SPEEDS.get(kind, HUBERT_SPEEDS)
+        speeds = SPEEDS.get(kind, HUBERT_SPEEDS) if config.speeds is None else config.speeds
         self.perturb = Compose([Speed(factors=speeds), Pitch(semitones=config.semitones)])
         self.loss = SoftDTWLoss(
             config.gamma, bandwidth=config.bandwidth, divergence=True, length_normalize=True
@@ -171,7 +171,8 @@ class Score(Method):
 
     def project(self, features: Tensor) -> Tensor:
         """Frames of unit length, from the shared connector."""
-        projected = cast(Tensor, self.connector(features.to(self.connector[-1].weight.dtype)))
+        dtype = next(self.connector.parameters()).dtype
+        projected = cast(Tensor, self.connector(features.to(dtype)))
         return torch_functional.normalize(projected, dim=-1)
 
 

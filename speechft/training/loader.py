@@ -16,7 +16,7 @@ class Position(NamedTuple):
     """An utterance in an epoch."""
 
     epoch: int
-    index: int
+    utterance: int
 
 
 class KeyedDataset(Dataset[Sample]):
@@ -30,7 +30,7 @@ class KeyedDataset(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, position: Position) -> Sample:
-        sample = self.dataset[position.index]
+        sample = self.dataset[position.utterance]
         keys = make_keys(self.seed, position.epoch, torch.tensor([sample["key"]]))
         return Sample(**{**sample, "key": int(keys)})
 
@@ -66,7 +66,9 @@ class StepSampler(Sampler[list[Position]]):
             yield [Position(epoch, index) for index in batches[place]]
 
 
-def make_loader(dataset: SpeechDataset, sampler: StepSampler, *, seed: int, workers: int) -> DataLoader[Sample]:
+def make_loader(
+    dataset: SpeechDataset, sampler: StepSampler, *, seed: int, workers: int
+) -> DataLoader[Sample]:
     """A loader of :class:`~speechft.data.Batch`.
 
     It has a generator of its own: without one, starting an iterator takes a number from torch's

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 
-class Progress(TrainerCallback):
+class Progress(TrainerCallback):  # type: ignore[misc]
     """Steps, loss and speed (seconds of audio a second) while training runs."""
 
     def __init__(self, *, lines: int = 10) -> None:
@@ -55,7 +55,7 @@ class Progress(TrainerCallback):
         return f"{seconds / (time.perf_counter() - self.start):.0f} × real time"
 
 
-class StopOnSignal(TrainerCallback):
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     """On SIGTERM or SIGINT: finish the step, write a checkpoint, stop."""
 
     def __init__(self) -> None:

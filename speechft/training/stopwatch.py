@@ -25,7 +25,7 @@ class Stopwatch:
     def __call__(self, phase: str) -> Iterator[None]:
         """Time the block as a part of ``phase``."""
         if self.cuda:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             yield
             end.record()

@@ -18,10 +18,10 @@ from speechft.errors import DivergedError, NonFiniteError
 from speechft.training.audit import GradientAudit
 from speechft.training.loader import StepSampler, audio_seconds, make_loader
 from speechft.training.settings import TrainingSettings
-from speechft.training.stopwatch import Stopwatch
+from speechft.training.trainable import Trainable
 
 
-class RefinementTrainer(Trainer):
+class RefinementTrainer(Trainer):  # type: ignore[misc]
     """Trains a :class:`speechft.methods.Method` on a :class:`~speechft.data.SpeechDataset`.
 
     What it adds to its base: batches and perturbations are pure functions of (seed, step), so a
@@ -38,7 +38,7 @@ class RefinementTrainer(Trainer):
 
     def __init__(
         self,
-        method: nn.Module,
+        method: Trainable,
         dataset: SpeechDataset,
         settings: TrainingSettings,
         output: Path,
@@ -71,7 +71,7 @@ class RefinementTrainer(Trainer):
         )
         self.settings = settings
         self.dataset = dataset
-        self.stopwatch: Stopwatch = method.stopwatch
+        self.stopwatch = method.stopwatch
         self.seconds_of_audio = 0.0
         self._audit = GradientAudit(method)
         super().__init__(model=method, args=arguments, callbacks=callbacks)
@@ -143,7 +143,7 @@ class RefinementTrainer(Trainer):
         )
 
 
-class MetricsFile(TrainerCallback):
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """One JSON line for each log entry, with the seconds since the start."""
 
     def __init__(self, path: Path, *, append: bool) -> None:

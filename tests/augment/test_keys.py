@@ -124,7 +124,6 @@ def test_randint_keeps_to_its_range(high: int) -> None:
         assert drawn.unique().numel() == high
 
 
-
 def test_bad_arguments_are_named() -> None:
     keys = torch.arange(3)
     with pytest.raises(ArgumentTypeError, match=r"keys: wants int64, got torch\.int32"):

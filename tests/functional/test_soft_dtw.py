@@ -377,7 +377,9 @@ class TestIntegration:
         torch.testing.assert_close(reference, want)
 
     def test_deterministic(self, backend):
-        x, y = (t.to(device_of(backend)) for t in (sequences(9, 40, 8), sequences(9, 50, 8, seed=1)))
+        x, y = (
+            t.to(device_of(backend)) for t in (sequences(9, 40, 8), sequences(9, 50, 8, seed=1))
+        )
         assert_deterministic(lambda x, y: F.soft_dtw(x, y, divergence=True), (x, y))
 
     @pytest.mark.parametrize("name", ["soft_dtw", "soft_dtw_from_cost"])

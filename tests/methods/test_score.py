@@ -30,7 +30,9 @@ def test_registry():
 def test_tunes_the_top_two_layers_and_the_connector(kind):
     score = Score(models.tiny(kind))
     assert score.tuned()
-    assert all(name.startswith(("encoder.layers.1.", "encoder.layers.2.")) for name in score.tuned())
+    assert all(
+        name.startswith(("encoder.layers.1.", "encoder.layers.2.")) for name in score.tuned()
+    )
     assert not any(p.requires_grad for p in score.target.parameters())
     assert all(p.requires_grad for p in score.connector.parameters())
     score(*batch()).loss.backward()

@@ -111,10 +111,15 @@ def test_stopped_and_resumed_is_the_same_run(tmp_path, speech, accumulate):
     assert 1 <= stopped.value.step < 6
     torch.manual_seed(999)  # whatever the global state is now
     run(output, speech, accumulate=accumulate, resume=True)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "stopped"))
+    one, two = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("straight", "stopped")
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     lines = [
-        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in text.splitlines()
+        ]
         for text in ((tmp_path / n / "metrics.jsonl").read_text() for n in ("straight", "stopped"))
     ]
     assert lines[0][-1]["grad_norm"] == lines[1][-1]["grad_norm"]
