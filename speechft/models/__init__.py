@@ -1,0 +1,17 @@
+"""Encoders that are right about padding: wav2vec 2.0, HuBERT and WavLM from transformers.
+
+    encoder = speechft.models.load("microsoft/wavlm-base-plus")
+    hidden_states, last_hidden_state, lengths = encoder(waveforms, lengths)
+
+:func:`load` and :func:`wrap` give an :class:`Encoder`, whose features of an utterance depend on
+that utterance alone, whatever it is batched with. transformers itself is imported by the calls
+that need it.
+"""
+
+from __future__ import annotations
+
+from speechft.models.encoder import SUPPORTED, Encoder, EncoderOutput
+from speechft.models.loading import load, wrap
+from speechft.models.tiny import tiny
+
+__all__ = ["SUPPORTED", "Encoder", "EncoderOutput", "load", "tiny", "wrap"]
