@@ -1,0 +1,50 @@
+"""``pytest bench/``: the same cases under pytest-benchmark. No provider is timed before it agrees
+with float64.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from . import measure, registry
+
+_CASES = {case.name: case for case in registry.cases("soft_dtw")}
+_RUNS = [(case, provider) for case in _CASES.values() for provider in case.providers]
+_truths: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    ("case", "name"), _RUNS, ids=[f"{case.name}-{provider}" for case, provider in _RUNS]
+)
+def test_soft_dtw(benchmark: Any, case: registry.Case, name: str) -> None:
+    provider = case.providers[name]
+    if case.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("not run: no GPU")
+    if provider.needs and importlib.util.find_spec(provider.needs) is None:
+        pytest.skip(f"not run: {provider.needs} is not installed")
+    if case.name not in _truths:
+        _truths.clear()  # one case's at a time
+        _truths[case.name] = measure.truth(case)
+    error = measure.error(provider, *_truths[case.name])
+    assert max(error.value, error.gradient) <= case.tolerance, f"{name} is off by {error}"
+
+    benchmark.group = case.name
+    benchmark.extra_info.update(value_error=error.value, gradient_error=error.gradient)
+    if not case.modes or provider.max_repeats == 0:
+        benchmark.pedantic(lambda: None, rounds=1)  # errors only
+        return
+    call = measure.call(provider, case.make(False).to(case.device), registry.BOTH)
+    if provider.graph:
+        call = measure.captured(call)
+
+    def finished() -> None:
+        call()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    slow = provider.max_repeats is not None
+    benchmark.pedantic(finished, rounds=1 if slow else 5, warmup_rounds=0 if slow else 1)
