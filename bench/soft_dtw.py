@@ -100,11 +100,13 @@ def floor(
 ) -> Callable[[Machine, str], Floor]:
     """Floor of the op on frames, of pairs with lengths ``n`` and ``m`` (B,).
 
-    On a CPU: the GEMMs at the rate of BLAS, and each input and gradient moved once. What lies
-    between may stay in the caches and counts nothing. On a GPU also the matrices of the recursion
-    in memory (cost written and read; weights, as one matrix, written and read; alignment written
-    and read by either gradient) and the serial chain: 100 cycles an anti-diagonal forward, half of
-    it backward.
+    The Gram matrices at the rate of GEMMs, half of one that is symmetric, and each input and
+    gradient moved once. On a CPU that is all: what lies between may stay in the caches, and of
+    the gradient's products only those with alignments above zero are needed, which at small gamma
+    are few. On a GPU also the gradient's products; the matrices of the recursion in memory (cost
+    written and read; weights, as one matrix, written and read; alignment written and read by
+    either gradient); and the serial chain: 100 cycles an anti-diagonal forward, half of it
+    backward.
     """
 
     def cells(rows: Tensor, columns: Tensor) -> float:
@@ -118,8 +120,9 @@ def floor(
         gradient = mode != FORWARD
         own = cells(n, n) + cells(m, m) if divergence else 0.0
         across = cells(n, m)
-        # The gradient has a product for x and one for y; a self term one, as it is symmetric.
-        products = across * (3 if gradient else 1) + own * (2 if gradient else 1)
+        products = across + own / 2
+        if gradient and machine.device == "cuda":
+            products += 2 * across + own  # for x and for y; a self term's are the same
         flop = 2.0 * features * products
         size = torch.finfo(dtype).bits // 8
         moved = float((n + m).sum()) * features * size * (2 if gradient else 1)
@@ -242,6 +245,8 @@ add("banded w=50 B=16 800x800 D=256", "cpu", (16, 800, 800, 256), settings={"ban
     reference_repeats=3)  # fmt: skip
 add("long B=1 4096x4096 D=256", "cpu", (1, 4096, 4096, 256), peers=NUMBA, reference_repeats=2,
     truth_samples=1, tolerance=0.5)  # fmt: skip
+add("blunt gamma=10 B=16 500x500 D=256", "cpu", (16, 500, 500, 256),
+    settings={**SCORE, "gamma": 10.0}, peers=NUMBA, reference_repeats=3)  # fmt: skip
 add("short B=64 50x50 D=256", "cpu", (64, 50, 50, 256), peers=NUMBA, quick=True)
 
 add("GPU bf16 B=64 500x500 D=256", "cuda", (64, 500, 500, 256), dtype=torch.bfloat16, peers=ON_GPU,

@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/pages.h"
 #include "cpu/soft_dtw.h"
+#include "cpu/threads.h"
 #ifdef SPEECHFT_CUDA
 #include "cuda/soft_dtw.h"
 #endif
@@ -40,35 +42,64 @@ PYBIND11_MODULE(_C, module) {
           throw std::invalid_argument("this processor or build cannot run '" + name + "'");
       },
       py::arg("name"), "Use one instruction set (for tests and benchmarks); '' chooses again.");
+  module.def("thread_pool", &speechft::cpu::thread_pool,
+             "openmp: the CPU kernels share the pool of the process; threads: they start their own.");
   module.def("soft_dtw_lanes", &speechft::cpu::soft_dtw_lanes,
              "Pairs that run side by side in the vector lanes.");
 
+  module.def("prefer_huge_pages", &speechft::cpu::prefer_huge_pages, py::arg("address"),
+             py::arg("bytes"), "Ask for large pages in memory that is about to be filled.");
+
   using speechft::cpu::SoftDtwBatch;
   py::class_<SoftDtwBatch>(module, "SoftDtwBatch", "See csrc/cpu/soft_dtw.h. 0 is a null pointer.")
-      .def(py::init([](uintptr_t cost, uintptr_t x_norms, uintptr_t y_norms, uintptr_t x_lengths,
-                       uintptr_t y_lengths, int64_t pairs, int64_t rows, int64_t columns,
-                       float gamma, int64_t bandwidth, uintptr_t value, bool want_alignment,
-                       uintptr_t row_sums, uintptr_t column_sums) {
-             return SoftDtwBatch{
-                 pointer<float>(cost),        pointer<float>(x_norms),
-                 pointer<float>(y_norms),     pointer<int64_t>(x_lengths),
-                 pointer<int64_t>(y_lengths), pairs,
-                 rows,                        columns,
-                 gamma,                       bandwidth,
-                 pointer<double>(value),      want_alignment,
-                 pointer<float>(row_sums),    pointer<float>(column_sums)};
+      .def(py::init([](uintptr_t cost, uintptr_t x_lengths, uintptr_t y_lengths, int64_t pairs,
+                       int64_t rows, int64_t columns, float gamma, int64_t bandwidth,
+                       uintptr_t value, bool want_alignment, uintptr_t x, uintptr_t y,
+                       uintptr_t x_norms, uintptr_t y_norms, int64_t features, uintptr_t spans,
+                       uintptr_t dense, uintptr_t row_sums, uintptr_t column_sums, float weight,
+                       uintptr_t x_gradient, uintptr_t y_gradient) {
+             SoftDtwBatch batch{};
+             batch.cost = pointer<float>(cost);
+             batch.x_lengths = pointer<int64_t>(x_lengths);
+             batch.y_lengths = pointer<int64_t>(y_lengths);
+             batch.pairs = pairs, batch.rows = rows, batch.columns = columns;
+             batch.gamma = gamma, batch.bandwidth = bandwidth;
+             batch.value = pointer<double>(value), batch.want_alignment = want_alignment;
+             batch.x = pointer<float>(x), batch.y = pointer<float>(y);
+             batch.x_norms = pointer<float>(x_norms), batch.y_norms = pointer<float>(y_norms);
+             batch.features = features;
+             batch.spans = pointer<int32_t>(spans), batch.dense = pointer<unsigned char>(dense);
+             batch.row_sums = pointer<float>(row_sums);
+             batch.column_sums = pointer<float>(column_sums);
+             batch.weight = weight;
+             batch.x_gradient = pointer<float>(x_gradient);
+             batch.y_gradient = pointer<float>(y_gradient);
+             return batch;
            }),
-           py::kw_only(), py::arg("cost"), py::arg("x_norms"), py::arg("y_norms"),
-           py::arg("x_lengths"), py::arg("y_lengths"), py::arg("pairs"), py::arg("rows"),
-           py::arg("columns"), py::arg("gamma"), py::arg("bandwidth"), py::arg("value"),
-           py::arg("want_alignment"), py::arg("row_sums"), py::arg("column_sums"));
+           py::kw_only(), py::arg("cost"), py::arg("x_lengths"), py::arg("y_lengths"),
+           py::arg("pairs"), py::arg("rows"), py::arg("columns"), py::arg("gamma"),
+           py::arg("bandwidth"), py::arg("value"), py::arg("want_alignment"), py::arg("x") = 0,
+           py::arg("y") = 0, py::arg("x_norms") = 0, py::arg("y_norms") = 0,
+           py::arg("features") = 0, py::arg("spans") = 0, py::arg("dense") = 0,
+           py::arg("row_sums") = 0, py::arg("column_sums") = 0, py::arg("weight") = 1.0f,
+           py::arg("x_gradient") = 0, py::arg("y_gradient") = 0);
+  module.def("soft_dtw_cpu_workspace", &speechft::cpu::soft_dtw_workspace_bytes,
+             py::arg("batches"), py::arg("threads"), "Bytes that soft_dtw_cpu works in.");
   module.def(
       "soft_dtw_cpu",
+      [](const std::vector<SoftDtwBatch>& batches, int threads, uintptr_t workspace) {
+        const py::gil_scoped_release release;
+        speechft::cpu::soft_dtw(batches, threads, pointer<void>(workspace));
+      },
+      py::arg("batches"), py::arg("threads"), py::arg("workspace"),
+      "Soft-DTW of several batches at once, in place.");
+  module.def(
+      "soft_dtw_cpu_gradient",
       [](const std::vector<SoftDtwBatch>& batches, int threads) {
         const py::gil_scoped_release release;
-        speechft::cpu::soft_dtw(batches, threads);
+        speechft::cpu::soft_dtw_gradient(batches, threads);
       },
-      py::arg("batches"), py::arg("threads"), "Soft-DTW of several batches at once, in place.");
+      py::arg("batches"), py::arg("threads"), "Gradients by the frames of pairs not dense.");
 
 #ifdef SPEECHFT_CUDA
   using speechft::cuda::SoftDtwSegment;

@@ -44,6 +44,18 @@ inline F from_bits(I b) {
   return v;
 }
 
+// Whether a comparison holds in any lane.
+#if SPEECHFT_LANES == 1
+inline bool any(bool mask) { return mask; }
+#else
+inline bool any(I mask) {
+  int64_t parts[W / 2], all = 0;
+  std::memcpy(parts, &mask, sizeof(I));
+  for (int64_t part : parts) all |= part;
+  return all != 0;
+}
+#endif
+
 inline F minimum(F a, F b) { return a < b ? a : b; }
 inline F maximum(F a, F b) { return a > b ? a : b; }
 

@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <memory>
 #include <numeric>
-#include <thread>
 #include <vector>
 
 #include "cpu/soft_dtw_group.h"
+#include "cpu/threads.h"
 
 namespace speechft::cpu {
 namespace {
@@ -18,6 +17,7 @@ struct InstructionSet {
   int lanes;
   int64_t (*workspace)(int64_t rows, int64_t columns, bool want_alignment);
   void (*group)(const SoftDtwBatch&, const SoftDtwGroup&, float* workspace);
+  void (*gradient)(const SoftDtwBatch&, int64_t pair);
 };
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -27,7 +27,7 @@ constexpr int BASELINE_LANES = 1;
 #endif
 
 constexpr InstructionSet BASELINE{"baseline", BASELINE_LANES, soft_dtw_workspace_baseline,
-                                  soft_dtw_group_baseline};
+                                  soft_dtw_group_baseline, soft_dtw_gradient_baseline};
 
 // What this processor can run, widest first.
 const std::vector<InstructionSet>& runnable() {
@@ -37,9 +37,9 @@ const std::vector<InstructionSet>& runnable() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      found.push_back({"avx512", 16, soft_dtw_workspace_avx512, soft_dtw_group_avx512});
+      found.push_back({"avx512", 16, soft_dtw_workspace_avx512, soft_dtw_group_avx512, soft_dtw_gradient_avx512});
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found.push_back({"avx2", 8, soft_dtw_workspace_avx2, soft_dtw_group_avx2});
+      found.push_back({"avx2", 8, soft_dtw_workspace_avx2, soft_dtw_group_avx2, soft_dtw_gradient_avx2});
 #endif
     found.push_back(BASELINE);
     return found;
@@ -78,6 +78,24 @@ void add_tasks(const SoftDtwBatch& batch, int lanes, std::vector<Task>& tasks) {
   }
 }
 
+constexpr int64_t ALIGNMENT = 64;
+
+int64_t bytes_per_thread(const std::vector<SoftDtwBatch>& batches) {
+  int64_t floats = 0;
+  for (const SoftDtwBatch& batch : batches)
+    floats = std::max(floats,
+                      current().workspace(batch.rows, batch.columns, batch.want_alignment));
+  const int64_t bytes = floats * static_cast<int64_t>(sizeof(float));
+  return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+int threads_for(const std::vector<SoftDtwBatch>& batches, int threads) {
+  int64_t groups = 0;
+  const int lanes = current().lanes;
+  for (const SoftDtwBatch& batch : batches) groups += (batch.pairs + lanes - 1) / lanes;
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, groups)));
+}
+
 }  // namespace
 
 int soft_dtw_lanes() { return current().lanes; }
@@ -98,35 +116,32 @@ bool soft_dtw_set_instruction_set(const char* name) {
   return false;
 }
 
-void soft_dtw(const std::vector<SoftDtwBatch>& batches, int threads) {
+int64_t soft_dtw_workspace_bytes(const std::vector<SoftDtwBatch>& batches, int threads) {
+  return bytes_per_thread(batches) * threads_for(batches, threads) + ALIGNMENT;
+}
+
+void soft_dtw(const std::vector<SoftDtwBatch>& batches, int threads, void* workspace) {
   const InstructionSet& set = current();
   std::vector<Task> tasks;
-  int64_t floats = 0;
-  for (const SoftDtwBatch& batch : batches) {
-    add_tasks(batch, set.lanes, tasks);
-    floats = std::max(floats, set.workspace(batch.rows, batch.columns, batch.want_alignment));
-  }
+  for (const SoftDtwBatch& batch : batches) add_tasks(batch, set.lanes, tasks);
   // The largest first, so that no thread is left with one at the end.
   std::stable_sort(tasks.begin(), tasks.end(),
                    [](const Task& a, const Task& b) { return a.area > b.area; });
-  threads = std::max(1, std::min<int>(threads, static_cast<int>(tasks.size())));
-  // One allocation, made by the caller's thread, so that the allocator can hand it out again.
-  constexpr size_t ALIGNMENT = 64;
-  const size_t bytes = (floats * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  const std::unique_ptr<unsigned char[]> memory(new unsigned char[bytes * threads + ALIGNMENT]);
-  const auto address = reinterpret_cast<uintptr_t>(memory.get());
-  unsigned char* aligned = memory.get() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
+  const int64_t bytes = bytes_per_thread(batches);
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  unsigned char* aligned =
+      static_cast<unsigned char*>(workspace) + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
+  in_parallel(static_cast<int64_t>(tasks.size()), threads, [&](int64_t k, int thread) {
+    set.group(*tasks[k].batch, tasks[k].group, reinterpret_cast<float*>(aligned + bytes * thread));
+  });
+}
 
-  std::atomic<size_t> next{0};
-  const auto work = [&](int thread) {
-    float* workspace = reinterpret_cast<float*>(aligned + bytes * thread);
-    for (size_t k; (k = next++) < tasks.size();)
-      set.group(*tasks[k].batch, tasks[k].group, workspace);
-  };
-  std::vector<std::thread> helpers;
-  for (int thread = 1; thread < threads; ++thread) helpers.emplace_back(work, thread);
-  work(0);
-  for (auto& helper : helpers) helper.join();
+void soft_dtw_gradient(const std::vector<SoftDtwBatch>& batches, int threads) {
+  const InstructionSet& set = current();
+  in_parallel(batches.empty() ? 0 : batches[0].pairs, threads, [&](int64_t pair, int) {
+    for (const SoftDtwBatch& batch : batches)
+      if (!batch.dense[pair]) set.gradient(batch, pair);
+  });
 }
 
 }  // namespace speechft::cpu

@@ -18,7 +18,8 @@ struct SoftDtwGroup {
 
 #define SPEECHFT_DECLARE_SOFT_DTW(set)                                                     \
   int64_t soft_dtw_workspace_##set(int64_t rows, int64_t columns, bool want_alignment);    \
-  void soft_dtw_group_##set(const SoftDtwBatch&, const SoftDtwGroup&, float* workspace)
+  void soft_dtw_group_##set(const SoftDtwBatch&, const SoftDtwGroup&, float* workspace); \
+  void soft_dtw_gradient_##set(const SoftDtwBatch&, int64_t pair)
 
 SPEECHFT_DECLARE_SOFT_DTW(baseline);
 SPEECHFT_DECLARE_SOFT_DTW(avx2);

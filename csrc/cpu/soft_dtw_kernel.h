@@ -22,9 +22,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "cpu/lanes.h"
+#include "cpu/soft_dtw_gradient.h"
 #include "cpu/soft_dtw_group.h"
 
 namespace {
@@ -70,6 +72,7 @@ struct Group {
   float* weights;            // rows x columns x 2 x W
   float* sums;               // columns x W: column sums of the alignment
   double value[W];           // R[n,m] in base-2 units
+  int64_t area[W];           // cells inside the lane's spans
 
   int64_t n(int lane) const { return group.x_lengths[lane]; }
   int64_t m(int lane) const { return group.y_lengths[lane]; }
@@ -103,26 +106,6 @@ struct Group {
       transpose(block);
       const int64_t here = std::min<int64_t>(W, columns - j);
       for (int64_t k = 0; k < here; ++k) store(out + (j + k) * W, block[k]);
-    }
-  }
-
-  // The row of the alignment that `in` holds, back to every pair's own matrix.
-  void store_row(int64_t i, const float* in) const {
-    for (int64_t j = 0; j < batch.columns; j += W) {
-      F block[W];
-      for (int k = 0; k < W; ++k)
-        block[k] = i < rows && j + k < columns ? load(in + (j + k) * W) : splat(0.0f);
-      transpose(block);
-      for (int lane = 0; lane < group.count; ++lane) {
-        float* row = cost_row(group.pairs[lane], i) + j;
-        if (batch.columns - j >= W) {
-          store(row, block[lane]);
-        } else {
-          alignas(sizeof(F)) float tail[W];
-          store(tail, block[lane]);
-          std::copy(tail, tail + (batch.columns - j), row);
-        }
-      }
     }
   }
 
@@ -210,55 +193,7 @@ struct Group {
 
 #include "cpu/soft_dtw_band.inc"
 
-  // E[i,j] = sum over the three successors of their weight towards (i,j) times their E; E[n,m] = 1.
-  void backward() {
-    float* pending = horizontal;  // what the row below has already sent to each column
-    std::fill(pending, pending + columns * W, 0.0f);
-    std::fill(sums, sums + columns * W, 0.0f);
-    float* row = cost;
-    std::fill(row, row + columns * W, 0.0f);
-    for (int64_t i = batch.rows - 1; i >= rows; --i) store_row(i, row);
-    for (int64_t i = rows - 1; i >= 0; --i) {
-      int64_t first = 0, last = columns - 1;
-      if (batch.bandwidth >= 0) {
-        std::fill(row, row + columns * W, 0.0f);
-        band_of_row(i, first, last);
-      }
-      for (int lane = 0; lane < W; ++lane)
-        if (n(lane) == i + 1 && std::isfinite(value[lane]))
-          pending[(m(lane) - 1) * W + lane] = 1.0f;
-      F carry = splat(0.0f), diagonal = carry, total = carry;
-      for (int64_t j = last; j >= first; --j) {
-        const float* p = weights + (i * columns + j) * 2 * W;
-        const F e = load(pending + j * W) + carry;
-        const F up = load(p) * e, left = load(p + W) * e;
-        store(pending + j * W, up + diagonal);
-        carry = left;
-        diagonal = maximum(e - up - left, splat(0.0f));
-        total += e;
-        store(row + j * W, e);
-        store(sums + j * W, load(sums + j * W) + e);
-      }
-      if (first > 0) store(pending + (first - 1) * W, diagonal);
-      store_row(i, row);
-      if (batch.row_sums)
-        for (int lane = 0; lane < group.count; ++lane) {
-          alignas(sizeof(F)) float totals[W];
-          store(totals, total);
-          batch.row_sums[group.pairs[lane] * batch.rows + i] = totals[lane];
-        }
-    }
-    if (batch.row_sums)
-      for (int lane = 0; lane < group.count; ++lane) {
-        float* out = batch.row_sums + group.pairs[lane] * batch.rows;
-        std::fill(out + rows, out + batch.rows, 0.0f);
-      }
-    if (batch.column_sums)
-      for (int lane = 0; lane < group.count; ++lane) {
-        float* out = batch.column_sums + group.pairs[lane] * batch.columns;
-        for (int64_t j = 0; j < batch.columns; ++j) out[j] = j < columns ? sums[j * W + lane] : 0.0f;
-      }
-  }
+#include "cpu/soft_dtw_backward.inc"
 };
 
 }  // namespace
@@ -275,7 +210,7 @@ int64_t SPEECHFT_CONCAT(soft_dtw_workspace_, SPEECHFT_SET)(int64_t rows, int64_t
 
 void SPEECHFT_CONCAT(soft_dtw_group_, SPEECHFT_SET)(const SoftDtwBatch& batch,
                                                     const SoftDtwGroup& group, float* workspace) {
-  Group g{batch, group, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, {}};
+  Group g{batch, group, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}};
   for (int lane = 0; lane < W; ++lane) {
     g.rows = std::max(g.rows, g.n(lane));
     g.columns = std::max(g.columns, g.m(lane));
@@ -294,6 +229,10 @@ void SPEECHFT_CONCAT(soft_dtw_group_, SPEECHFT_SET)(const SoftDtwBatch& batch,
     batch.value[group.pairs[lane]] =
         g.value[lane] * (static_cast<double>(batch.gamma) / LOG2E);
   if (batch.want_alignment) g.backward();
+}
+
+void SPEECHFT_CONCAT(soft_dtw_gradient_, SPEECHFT_SET)(const SoftDtwBatch& batch, int64_t pair) {
+  gather_gradient(batch, pair);
 }
 
 }  // namespace speechft::cpu

@@ -15,6 +15,7 @@ from speechft import backends
 from speechft import reference as R
 from speechft.errors import ArgumentError, ArgumentTypeError
 from speechft.functional import _soft_dtw_cpu, _soft_dtw_cuda
+from speechft.functional._buffers import scaled
 from speechft.functional._checks import (
     check_finite,
     check_floating,
@@ -90,8 +91,12 @@ def soft_dtw(
 
     Values of GPU tensors are checked only inside :func:`speechft.checked`. Under autocast the op
     computes in float32. Gradients are those of the value returned; a second derivative goes
-    through the reference. Memory beyond inputs and outputs: one float32 copy of ``x`` and ``y`` as
-    gradients, and a workspace for a few pairs at a time. Runs on the reference for float64.
+    through the reference. Runs on the reference for float64. On the CPU, alignments below 2^-40,
+    which a float32 gradient cannot show, count as zero.
+
+    Memory beyond inputs and outputs: one float32 copy of ``x`` and ``y`` as gradients, and, for
+    the pairs in flight, 4 N M bytes of costs and 8 N M of weights. In flight are on the CPU the
+    pairs of one vector (8 with AVX2) a thread, or 16 MiB of costs if that is more; on a GPU all.
 
     Source: Cuturi & Blondel, "Soft-DTW", ICML 2017; the divergence: Blondel, Mensch & Vert, AISTATS
     2021; the normalisation: Meghanani & Hain, "SCORE", ICASSP 2024, equation 2.
@@ -256,10 +261,9 @@ def _backward(ctx, grad, _grad_dx, _grad_dy):  # type: ignore[no-untyped-def]
         inputs = [t for t, need in zip((x, y), needed, strict=True) if need]
         grads = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
         return *(next(grads) if need else None for need in needed), *none
-    scale = grad[:, None, None]
     return (
-        (scale * dx).to(x.dtype) if needed[0] else None,
-        (scale * dy).to(y.dtype) if needed[1] else None,
+        scaled(dx, grad).to(x.dtype) if needed[0] else None,
+        scaled(dy, grad).to(y.dtype) if needed[1] else None,
         *none,
     )
 
@@ -306,7 +310,7 @@ def _backward_cost(ctx, grad, _grad_alignment):  # type: ignore[no-untyped-def]
             cost, x_lengths, y_lengths, gamma=ctx.gamma, bandwidth=ctx.bandwidth, reduction="none"
         )
         return *torch.autograd.grad(value, cost, grad, create_graph=True), *none
-    return (grad[:, None, None] * alignment).to(cost.dtype), *none
+    return scaled(alignment, grad).to(cost.dtype), *none
 
 
 torch.library.register_autograd(

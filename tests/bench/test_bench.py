@@ -57,17 +57,21 @@ def test_floor_on_an_h100_is_the_published_arithmetic():
     assert 0.25 <= case.floor(h100, registry.BOTH).milliseconds <= 0.30
 
 
-def test_floor_counts_what_lies_inside_lengths_and_band():
-    cpu = machine.Machine("cpu", "a CPU", 1e30, {torch.float32: 1e9}, 0.0, "given")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_floor_counts_what_lies_inside_lengths_and_band(device):
+    """On a CPU the Gram matrices; on a GPU the two products of the gradient too."""
+    figures = machine.Machine(device, "it", 1e30, {torch.float32: 1e9}, 1e30, "given")
+    times = 3 if device == "cuda" else 1
 
-    def flop(n, m, **settings):
+    def cells(n, m, **settings):
         stated = soft_dtw.floor(torch.tensor(n), torch.tensor(m), 10, **settings)
-        return stated(cpu, registry.BOTH).milliseconds * 1e6
+        return stated(figures, registry.BOTH).milliseconds * 1e6 / (2 * 10 * times)
 
-    assert flop([4], [6]) == pytest.approx(2 * 10 * 24 * 3)
-    assert flop([4, 2], [6, 3]) == pytest.approx(2 * 10 * (24 + 6) * 3)
-    assert flop([4], [6], divergence=True) == pytest.approx(2 * 10 * (24 * 3 + 16 * 2 + 36 * 2))
-    assert flop([5], [5], bandwidth=1) == pytest.approx(2 * 10 * 13 * 3)
+    assert cells([4], [6]) == pytest.approx(24)
+    assert cells([4, 2], [6, 3]) == pytest.approx(24 + 6)
+    # half of a symmetric matrix, and one product of its gradient: also half of two
+    assert cells([4], [6], divergence=True) == pytest.approx(24 + (16 + 36) / 2)
+    assert cells([5], [5], bandwidth=1) == pytest.approx(13)
 
 
 def test_rows_of_a_run(case, tmp_path):
