@@ -95,8 +95,9 @@ def soft_dtw(
     which a float32 gradient cannot show, count as zero.
 
     Memory beyond inputs and outputs: one float32 copy of ``x`` and ``y`` as gradients, and, for
-    the pairs in flight, 4 N M bytes of costs and 8 N M of weights. In flight are on the CPU the
-    pairs of one vector (8 with AVX2) a thread, or 16 MiB of costs if that is more; on a GPU all.
+    the pairs in flight, 4 N M bytes of costs and 8 N M of weights. In flight are, on the CPU, the
+    pairs of one vector (8 with AVX2) a thread, or 16 MiB of costs if that is more; on a GPU up
+    to 2^29 cells of cost.
 
     Source: Cuturi & Blondel, "Soft-DTW", ICML 2017; the divergence: Blondel, Mensch & Vert, AISTATS
     2021; the normalisation: Meghanani & Hain, "SCORE", ICASSP 2024, equation 2.
