@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type
 demo: $(VENV)/.installed
 	rm -rf runs/demo
 	$(BIN)/speechft refine score --model speechft/tiny-hubert --data embedded \
-		--steps 60 --learning-rate 1e-4 --output runs/demo
+		--steps 50 --learning-rate 1e-4 --output runs/demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q
