@@ -242,7 +242,7 @@ add_programme("error B=2 1500x1500 gamma=0.01", 2, 1500, 1500, gamma=0.01, modes
 add("ragged B=16 100-800 D=256", "cpu", (16, 800, 800, 256), shortest=100, peers=NUMBA,
     reference_repeats=3, tolerance=0.05)  # fmt: skip
 add("banded w=50 B=16 800x800 D=256", "cpu", (16, 800, 800, 256), settings={"bandwidth": 50},
-    reference_repeats=3)  # fmt: skip
+    reference_repeats=3, tolerance=0.05)  # fmt: skip
 add("long B=1 4096x4096 D=256", "cpu", (1, 4096, 4096, 256), peers=NUMBA, reference_repeats=2,
     truth_samples=1, tolerance=0.5)  # fmt: skip
 add("blunt gamma=10 B=16 500x500 D=256", "cpu", (16, 500, 500, 256),

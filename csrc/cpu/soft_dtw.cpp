@@ -12,12 +12,20 @@
 namespace speechft::cpu {
 namespace {
 
-struct InstructionSet {
-  const char* name;
+// The kernel compiled for a number of lanes and a set of instructions.
+struct Kernel {
   int lanes;
   int64_t (*workspace)(int64_t rows, int64_t columns, bool want_alignment);
   void (*group)(const SoftDtwBatch&, const SoftDtwGroup&, float* workspace);
   void (*gradient)(const SoftDtwBatch&, int64_t pair);
+};
+
+#define SPEECHFT_KERNEL(lanes, set) \
+  Kernel { lanes, soft_dtw_workspace_##set, soft_dtw_group_##set, soft_dtw_gradient_##set }
+
+struct InstructionSet {
+  const char* name;
+  Kernel wide, single;
 };
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -25,9 +33,6 @@ constexpr int BASELINE_LANES = 4;
 #else
 constexpr int BASELINE_LANES = 1;
 #endif
-
-constexpr InstructionSet BASELINE{"baseline", BASELINE_LANES, soft_dtw_workspace_baseline,
-                                  soft_dtw_group_baseline, soft_dtw_gradient_baseline};
 
 // What this processor can run, widest first.
 const std::vector<InstructionSet>& runnable() {
@@ -37,11 +42,12 @@ const std::vector<InstructionSet>& runnable() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      found.push_back({"avx512", 16, soft_dtw_workspace_avx512, soft_dtw_group_avx512, soft_dtw_gradient_avx512});
+      found.push_back({"avx512", SPEECHFT_KERNEL(16, avx512), SPEECHFT_KERNEL(1, single_avx2)});
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found.push_back({"avx2", 8, soft_dtw_workspace_avx2, soft_dtw_group_avx2, soft_dtw_gradient_avx2});
+      found.push_back({"avx2", SPEECHFT_KERNEL(8, avx2), SPEECHFT_KERNEL(1, single_avx2)});
 #endif
-    found.push_back(BASELINE);
+    found.push_back(
+        {"baseline", SPEECHFT_KERNEL(BASELINE_LANES, baseline), SPEECHFT_KERNEL(1, single)});
     return found;
   }();
   return sets;
@@ -53,52 +59,64 @@ const InstructionSet& current() { return runnable()[chosen.load()]; }
 
 struct Task {
   const SoftDtwBatch* batch;
+  const Kernel* kernel;
   SoftDtwGroup group;
-  int64_t area;
+  int64_t area;  // of its largest pair
 };
+
+constexpr int64_t ALIGNMENT = 64;
+
+int64_t bytes_of(const Task& task) {
+  const SoftDtwGroup& group = task.group;
+  const int64_t rows = *std::max_element(group.x_lengths, group.x_lengths + group.count);
+  const int64_t columns = *std::max_element(group.y_lengths, group.y_lengths + group.count);
+  const int64_t floats = task.kernel->workspace(rows, columns, task.batch->want_alignment);
+  const int64_t bytes = floats * static_cast<int64_t>(sizeof(float));
+  return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+// Up to this many pairs of a group of `lanes` are faster one by one: a vector that is filled so
+// sparsely takes its whole time, and its whole workspace.
+int few(int lanes) { return lanes / 4; }
 
 // Groups of pairs of one batch, in the order of their area, so that the lanes of a group end
 // together.
-void add_tasks(const SoftDtwBatch& batch, int lanes, std::vector<Task>& tasks) {
+void add_tasks(const SoftDtwBatch& batch, const InstructionSet& set, std::vector<Task>& tasks) {
   const auto area = [&](int64_t pair) { return batch.x_lengths[pair] * batch.y_lengths[pair]; };
   std::vector<int64_t> order(batch.pairs);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return area(a) > area(b); });
-  for (int64_t start = 0; start < batch.pairs; start += lanes) {
+  for (int64_t start = 0; start < batch.pairs;) {
+    const int64_t left = batch.pairs - start;
+    const Kernel& kernel = left > few(set.wide.lanes) ? set.wide : set.single;
     SoftDtwGroup group{};
-    group.count = static_cast<int>(std::min<int64_t>(lanes, batch.pairs - start));
-    for (int lane = 0; lane < lanes; ++lane) {
+    group.count = static_cast<int>(std::min<int64_t>(kernel.lanes, left));
+    for (int lane = 0; lane < kernel.lanes; ++lane) {
       const int64_t pair = order[start + (lane < group.count ? lane : 0)];
       group.pairs[lane] = pair;
       group.x_lengths[lane] = batch.x_lengths[pair];
       group.y_lengths[lane] = batch.y_lengths[pair];
     }
-    tasks.push_back({&batch, group, area(order[start])});
+    tasks.push_back({&batch, &kernel, group, area(order[start])});
+    start += group.count;
   }
 }
 
-constexpr int64_t ALIGNMENT = 64;
-
-int64_t bytes_per_thread(const std::vector<SoftDtwBatch>& batches) {
-  int64_t floats = 0;
-  for (const SoftDtwBatch& batch : batches)
-    floats = std::max(floats,
-                      current().workspace(batch.rows, batch.columns, batch.want_alignment));
-  const int64_t bytes = floats * static_cast<int64_t>(sizeof(float));
-  return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
-int threads_for(const std::vector<SoftDtwBatch>& batches, int threads) {
-  int64_t groups = 0;
-  const int lanes = current().lanes;
-  for (const SoftDtwBatch& batch : batches) groups += (batch.pairs + lanes - 1) / lanes;
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, groups)));
+// The largest first, so that no thread is left with one at the end.
+std::vector<Task> tasks_of(const std::vector<SoftDtwBatch>& batches, int64_t& bytes) {
+  std::vector<Task> tasks;
+  for (const SoftDtwBatch& batch : batches) add_tasks(batch, current(), tasks);
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](const Task& a, const Task& b) { return a.area > b.area; });
+  bytes = 0;
+  for (const Task& task : tasks) bytes = std::max(bytes, bytes_of(task));
+  return tasks;
 }
 
 }  // namespace
 
-int soft_dtw_lanes() { return current().lanes; }
+int soft_dtw_lanes() { return current().wide.lanes; }
 
 const char* soft_dtw_instruction_set() { return current().name; }
 
@@ -117,22 +135,21 @@ bool soft_dtw_set_instruction_set(const char* name) {
 }
 
 int64_t soft_dtw_workspace_bytes(const std::vector<SoftDtwBatch>& batches, int threads) {
-  return bytes_per_thread(batches) * threads_for(batches, threads) + ALIGNMENT;
+  int64_t bytes;
+  const auto tasks = static_cast<int64_t>(tasks_of(batches, bytes).size());
+  return bytes * std::max<int64_t>(1, std::min<int64_t>(threads, tasks)) + ALIGNMENT;
 }
 
 void soft_dtw(const std::vector<SoftDtwBatch>& batches, int threads, void* workspace) {
-  const InstructionSet& set = current();
-  std::vector<Task> tasks;
-  for (const SoftDtwBatch& batch : batches) add_tasks(batch, set.lanes, tasks);
-  // The largest first, so that no thread is left with one at the end.
-  std::stable_sort(tasks.begin(), tasks.end(),
-                   [](const Task& a, const Task& b) { return a.area > b.area; });
-  const int64_t bytes = bytes_per_thread(batches);
+  int64_t bytes;  // a thread's
+  const std::vector<Task> tasks = tasks_of(batches, bytes);
   const auto address = reinterpret_cast<uintptr_t>(workspace);
   unsigned char* aligned =
       static_cast<unsigned char*>(workspace) + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
   in_parallel(static_cast<int64_t>(tasks.size()), threads, [&](int64_t k, int thread) {
-    set.group(*tasks[k].batch, tasks[k].group, reinterpret_cast<float*>(aligned + bytes * thread));
+    const Task& task = tasks[k];
+    float* memory = reinterpret_cast<float*>(aligned + bytes * thread);
+    task.kernel->group(*task.batch, task.group, memory);
   });
 }
 
@@ -140,7 +157,7 @@ void soft_dtw_gradient(const std::vector<SoftDtwBatch>& batches, int threads) {
   const InstructionSet& set = current();
   in_parallel(batches.empty() ? 0 : batches[0].pairs, threads, [&](int64_t pair, int) {
     for (const SoftDtwBatch& batch : batches)
-      if (!batch.dense[pair]) set.gradient(batch, pair);
+      if (!batch.dense[pair]) set.wide.gradient(batch, pair);
   });
 }
 

@@ -21,6 +21,8 @@ struct SoftDtwGroup {
   void soft_dtw_group_##set(const SoftDtwBatch&, const SoftDtwGroup&, float* workspace); \
   void soft_dtw_gradient_##set(const SoftDtwBatch&, int64_t pair)
 
+SPEECHFT_DECLARE_SOFT_DTW(single);
+SPEECHFT_DECLARE_SOFT_DTW(single_avx2);
 SPEECHFT_DECLARE_SOFT_DTW(baseline);
 SPEECHFT_DECLARE_SOFT_DTW(avx2);
 SPEECHFT_DECLARE_SOFT_DTW(avx512);
