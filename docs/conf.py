@@ -11,4 +11,5 @@ html_title = "speechft"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Shape", "params_style"), ("Shapes", "params_style")]

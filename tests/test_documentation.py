@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import importlib.util
-import pkgutil
 import re
 from pathlib import Path
 
@@ -20,13 +18,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def modules() -> list[str]:
     """Every module of the package with an example in it."""
-    found = []
-    for module in pkgutil.walk_packages(speechft.__path__, "speechft."):
-        spec = importlib.util.find_spec(module.name)
-        if spec and spec.origin and spec.origin.endswith(".py"):
-            if ">>> " in Path(spec.origin).read_text(encoding="utf-8"):
-                found.append(module.name)
-    return sorted(set(found))
+    package = Path(speechft.__file__).parent
+    return sorted(
+        ".".join(("speechft", *path.relative_to(package).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        )
+        for path in package.rglob("*.py")
+        if ">>> " in path.read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize("name", modules())
