@@ -14,12 +14,12 @@ from speechft.backends import checked, use_backend
 from speechft.lengths import Lengths
 
 if TYPE_CHECKING:
-    from speechft import augment, data, methods, models, training
+    from speechft import augment, data, evaluation, methods, models, training
     from speechft.methods.refine import refine
 
 __version__ = "0.1.0"
 
-_LAZY_MODULES = ("augment", "data", "kernels", "methods", "models", "training")
+_LAZY_MODULES = ("augment", "data", "evaluation", "kernels", "methods", "models", "training")
 
 
 def __getattr__(name: str) -> Any:
@@ -38,6 +38,7 @@ __all__ = [
     "augment",
     "checked",
     "data",
+    "evaluation",
     "functional",
     "losses",
     "methods",
