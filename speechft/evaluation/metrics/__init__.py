@@ -1,4 +1,4 @@
-"""Figures of merit, exact and fast, on numpy arrays, tensors or lists.
+"""Figures of merit, exact and fast.
 
 >>> from speechft.evaluation.metrics import eer
 >>> eer([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0])
@@ -13,5 +13,18 @@ from speechft.evaluation.metrics.detection import (
     eer,
     min_dcf,
 )
+from speechft.evaluation.metrics.retrieval import Retrieval, retrieval
+from speechft.evaluation.metrics.spread import rank_me, unit_std
 
-__all__ = ["Trials", "act_dcf", "cllr", "det_curve", "eer", "min_dcf"]
+__all__ = [
+    "Retrieval",
+    "Trials",
+    "act_dcf",
+    "cllr",
+    "det_curve",
+    "eer",
+    "min_dcf",
+    "rank_me",
+    "retrieval",
+    "unit_std",
+]
