@@ -4,7 +4,7 @@ It holds a plain transformers model and computes what that model computes, calli
 in order. Five things differ from calling the model itself:
 
 * the first group norm of the "base" models counts valid frames only (transformers counts the
-  padding: relative error 0.4 and more for a second of padding on a second of speech);
+  padding: relative error 0.25 and more for a second of padding on a second of speech);
 * the frame mask comes from exact arithmetic, and a clip too short for one frame is an error
   (transformers marks *all* frames of it valid);
 * a WavLM's attention calls its projection modules (:mod:`speechft.models.wavlm`);
@@ -199,10 +199,14 @@ class Encoder(nn.Module):
             layer = conv_layers[index]
             if lengths is not None:
                 lengths = _conv_length(lengths, kernel, stride).clamp(min=1)
-            if lengths is not None and index == 0 and self._group_norm:
+            if index == 0 and self._group_norm:
+                # Without lengths too, so that a clip alone gives the bits that it gives in a batch.
                 norm = layer.layer_norm
                 hidden = layer.conv(hidden)
-                hidden = masked_group_norm(hidden, lengths, norm.weight, norm.bias, eps=norm.eps)
+                valid = lengths
+                if valid is None:
+                    valid = torch.full(hidden.shape[:1], hidden.shape[2], device=hidden.device)
+                hidden = masked_group_norm(hidden, valid, norm.weight, norm.bias, eps=norm.eps)
                 hidden = layer.activation(hidden)
             else:
                 hidden = layer(hidden)

@@ -40,8 +40,23 @@ def test_transformers_has_the_fault_and_the_encoder_has_not(kind: str) -> None:
         alone = plain(speech).last_hidden_state[0]
         batched = plain(batch, attention_mask=mask).last_hidden_state[0, :49]
         ours = encoder(batch, [16_000, 16_000]).last_hidden_state[0, :49]
+        ours_alone = encoder(speech).last_hidden_state[0]
     assert relative(batched, alone) > 0.05
+    assert relative(ours, ours_alone) <= 1e-6
     assert relative(ours, alone) <= 2e-6
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])
+@pytest.mark.parametrize("padding", [1, 4_000, 100_000])
+def test_of_the_size_of_base_in_float32(kind: str, padding: int) -> None:
+    """Seven convolutions of 512 make much of a last bit that a group norm gets wrong."""
+    size = {"conv_dim": (512,) * 7, "hidden_size": 64, "num_attention_heads": 4}
+    encoder = models.tiny(kind, config={**size, "num_hidden_layers": 4})
+    speech = noise(1, 16_000)
+    with torch.no_grad():
+        alone = encoder(speech).last_hidden_state
+        padded_too = encoder(functional.pad(speech, (0, padding)), [16_000]).last_hidden_state
+    assert relative(padded_too[:, : alone.shape[1]], alone) <= 1e-6
 
 
 @pytest.mark.parametrize(("kind", "config"), VARIANTS)
@@ -189,6 +204,29 @@ def test_normalisation_of_waveforms_is_that_of_the_feature_extractor() -> None:
     torch.testing.assert_close(ours, theirs.input_values, rtol=1e-5, atol=1e-6)
     ours = zero_mean_unit_variance(speech[:1], None)
     torch.testing.assert_close(ours, theirs.input_values[:1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 255, 256, 257, 3199, 60_000])
+def test_padding_changes_no_bit_of_the_norm(steps: int) -> None:
+    x = noise(2, 8, steps)
+    x[1] *= 100
+    lengths = torch.tensor([steps, max(1, steps - 100)])
+    alone = masked_group_norm(x, lengths, None, None, eps=1e-5)
+    for more in (1, 200, 5000):
+        longer = functional.pad(x, (0, more), value=7.0)
+        normed = masked_group_norm(longer, lengths, None, None, eps=1e-5)
+        assert torch.equal(normed[..., :steps], alone)
+
+
+def test_the_norm_in_pieces_is_the_norm() -> None:
+    x = noise(3, 40, 30_000)
+    lengths = torch.tensor([30_000, 20_001, 7])
+    weight, bias = noise(40, seed=1).requires_grad_(), noise(40, seed=2)
+    whole = masked_group_norm(x, lengths, weight, bias, eps=1e-5)
+    assert whole.requires_grad
+    with torch.no_grad():
+        pieces = masked_group_norm(x, lengths, weight, bias, eps=1e-5)
+    assert torch.equal(whole, pieces)
 
 
 def test_silence_is_finite() -> None:
