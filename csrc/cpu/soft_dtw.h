@@ -33,7 +33,7 @@ struct SoftDtwBatch {
   float* row_sums;       // (pairs, rows) of the alignment, zero where the pair is not dense
   float* column_sums;    // (pairs, columns)
   float weight;
-  float *x_gradient, *y_gradient;  // of the shapes of x and y
+  float *x_gradient, *y_gradient;  // of the shapes of x and y; the same for x against itself
 };
 
 // Pairs that the widest instruction set in use takes side by side.

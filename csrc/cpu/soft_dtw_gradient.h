@@ -3,7 +3,7 @@
 //   dx_i += 2 w sum_j E_ij (x_i - y_j)        dy_j -= 2 w sum_i E_ij (x_i - y_j)
 //
 // over the cells of the spans. Differences first: where x_i and y_j are alike, nothing cancels.
-// With x the same as y, E is symmetric and dx_i is twice its own half.
+// Where both go to one gradient, x is y, E is symmetric, and dx_i is twice its own half.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -69,7 +69,8 @@ struct GradientOfPair {
 };
 
 inline void gather_gradient(const SoftDtwBatch& batch, int64_t pair) {
-  const bool symmetric = batch.x == batch.y;
+  // By the gradient: the same frames may come in as two sides with a gradient each.
+  const bool symmetric = batch.x_gradient == batch.y_gradient;
   const GradientOfPair gradient{batch, pair, 2.0f * batch.weight * (symmetric ? 2.0f : 1.0f)};
   const bool to_x = batch.x_gradient, to_y = batch.y_gradient && !symmetric;
   if (to_x && to_y) return gradient.run<true, true>();

@@ -408,6 +408,30 @@ class TestIntegration:
         with torch.no_grad():
             assert not F.soft_dtw(x, y).requires_grad
 
+    @pytest.mark.parametrize("gamma", [0.01, 1.0, 100.0])
+    @pytest.mark.parametrize("divergence", [False, True])
+    @pytest.mark.parametrize("ragged", [False, True])
+    def test_one_tensor_on_both_sides(self, backend, gamma, divergence, ragged):
+        """Each side has the gradient of its own, also where both are one piece of memory."""
+        x = sequences(3, 60, 12, scale=0.5)
+        shift = torch.linspace(0.5, 1.5, 60)[None, :, None]
+        x = x * shift  # not the same forth and back
+        n, m = torch.tensor([60, 50, 40]), torch.tensor([45, 60, 30])
+        options = {"gamma": gamma, "divergence": divergence, "reduction": "none"}
+
+        def gradients(op, leaf, stopped):
+            lengths = (n.to(leaf.device), m.to(leaf.device)) if ragged else ()
+            sides = (leaf.detach(), leaf) if stopped == "x" else (leaf, leaf.detach())
+            value = op(*sides, *lengths, **options)
+            return torch.autograd.grad(value, leaf, torch.ones_like(value))[0].cpu().double()
+
+        for stopped in "xy":
+            exact = gradients(R.soft_dtw, x.double().requires_grad_(), stopped)
+            got = gradients(F.soft_dtw, x.to(device_of(backend)).requires_grad_(), stopped)
+            # Without lengths this is a sequence against itself: the pulls cancel.
+            scale = max(float(exact.abs().max()), 1.0)
+            assert float((got - exact).abs().max()) < 1e-4 * scale
+
     def test_float64_runs_on_the_reference(self):
         x = sequences(2, 5, 3).double()
         assert torch.equal(F.soft_dtw(x, x), R.soft_dtw(x, x))
