@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from speechft.data import Ledger, Manifest, Utterance, load_audio, scan
@@ -364,6 +364,7 @@ TEMPLATES = _templates()
     edits=st.lists(st.tuples(st.integers(0, 130), st.integers(0, 255)), min_size=1, max_size=4),
     keep=st.none() | st.integers(0, 4000),
 )
+@example(content=next(t for t in TEMPLATES if t[20] == 7), edits=[(54, 31)], keep=None)
 def test_a_damaged_wav_header_is_refused_or_read_to_its_stated_length(
     tmp_path: Path, content: bytes, edits: list[tuple[int, int]], keep: int | None
 ) -> None:
@@ -382,7 +383,11 @@ def test_a_damaged_wav_header_is_refused_or_read_to_its_stated_length(
     at = damaged.index(b"fmt ")
     order = ">" if damaged[:4] == b"RIFX" else "<"
     _, _, rate, _, block = struct.unpack(order + "HHIIH", damaged[at + 8 : at + 22])
-    stored = len(damaged[:keep]) - (damaged.index(b"data") + 8)
+    body = damaged.index(b"data") + 8
+    stored = len(damaged[:keep]) - body
+    (stated,) = struct.unpack(order + "I", damaged[body - 4 : body])
+    if stated % 2 and stored == stated + 1:
+        stored = stated  # a chunk of odd length ends with a byte that is no sample
     assert len(samples) == resampled_length(stored // block, rate, RATE)
 
 
