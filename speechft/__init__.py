@@ -15,6 +15,7 @@ from speechft.lengths import Lengths
 
 if TYPE_CHECKING:
     from speechft import augment, data, evaluation, methods, models, training
+    from speechft.evaluation.run import evaluate
     from speechft.methods.refine import refine
 
 __version__ = "0.1.0"
@@ -29,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from speechft.methods.refine import refine
 
         return refine
+    if name == "evaluate":
+        from speechft.evaluation.run import evaluate
+
+        return evaluate
     raise AttributeError(f"module 'speechft' has no attribute {name!r}")
 
 
@@ -38,6 +43,7 @@ __all__ = [
     "augment",
     "checked",
     "data",
+    "evaluate",
     "evaluation",
     "functional",
     "losses",

@@ -16,7 +16,7 @@ __all__ = ["COMMANDS", "Command", "UsageError"]
 
 
 _REQUIRED = {
-    "--model": "a Hugging Face name or folder, or speechft/tiny-hubert",
+    "--model": "a Hugging Face name or folder, or speechft/hubert-mini",
     "--data": "a manifest (JSONL or CSV), a folder of audio, or 'embedded'",
     "--output": "the folder to write",
 }
@@ -62,7 +62,7 @@ def refine(arguments: Sequence[str]) -> int:
 
     _quiet()
     print(f"{name} on {values['data']} → {values['output']}", file=sys.stderr)
-    if values["model"] == "speechft/tiny-hubert":
+    if values["model"].endswith("-untrained"):
         print(_RANDOM, file=sys.stderr)
     report = run(
         model=values["model"],
@@ -76,6 +76,53 @@ def refine(arguments: Sequence[str]) -> int:
         resume=values["resume"],
     )
     print(f"\n{report}\n\nwritten to {values['output']}: the model, report.json, metrics.jsonl")
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """``speechft evaluate --model ... --tasks ...``."""
+    from speechft.evaluation.layouts import read_evaluation_data
+    from speechft.evaluation.tasks import TASKS
+
+    parser = make_parser(
+        "evaluate", f"Judge an encoder, frozen, by some tasks: {', '.join(TASKS)}."
+    )
+    models = "a Hugging Face name or folder, speechft/hubert-mini, or log-mel (what to beat)"
+    parser.add_argument("--model", type=str, required=True, help=models)
+    parser.add_argument("--tasks", type=str, nargs="+", required=True, help=", ".join(TASKS))
+    data = "'embedded', a manifest, or a folder in an official layout"
+    parser.add_argument("--data", type=str, default="embedded", help=data)
+    parser.add_function_arguments(read_evaluation_data, "read", skip={"source"})
+    parser.add_argument("--output", type=Optional[str], default=None, help=_REQUIRED["--output"])
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--device", type=Optional[str], default=None, help="None: a GPU if any")
+    seconds = "of padded speech in a batch"
+    parser.add_argument("--batch_seconds", type=float, default=64.0, help=seconds)
+    for name, task in TASKS.items():
+        parser.add_class_arguments(task, name)
+    values = parse(parser, arguments)
+
+    from speechft.errors import ConfigError
+    from speechft.evaluation.run import evaluate as run
+
+    _quiet()
+    unknown = [task for task in values["tasks"] if task not in TASKS]
+    if unknown:
+        raise ConfigError(f"tasks: no task {unknown[0]!r}{nearest(unknown[0], TASKS)}")
+    tasks = [TASKS[name](**vars(values[name])) for name in values["tasks"]]
+    report = run(
+        model=values["model"],
+        tasks=tasks,
+        data=read_evaluation_data(values["data"], **vars(values["read"])),
+        output=values["output"],
+        seeds=values["seeds"],
+        device=values["device"],
+        batch_seconds=values["batch_seconds"],
+    )
+    print(report)
+    if report.output is not None:
+        pictures = [path.name for result in report.results.values() for path in result.plots]
+        print(f"\nwritten to {report.output}: {', '.join(['evaluation.json', *pictures])}")
     return 0
 
 
@@ -146,6 +193,7 @@ def _parse_plain(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespac
 
 COMMANDS = {
     "refine": Command("refine a model on unlabelled speech", refine),
+    "evaluate": Command("judge an encoder by tasks: phones, query, speaker, ...", evaluate),
     "check": Command("read all audio of a data set and say what is bad", check),
     "bench": Command("time an op against its reference and its peers", bench),
     "doctor": Command("say what runs here", doctor),

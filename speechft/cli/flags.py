@@ -6,7 +6,7 @@ jsonargparse makes the parser; this adds what it does not have: ``--batch-size``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,17 @@ def _check_keys(path: Path, known: set[str]) -> None:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: wants keys and values, got a {type(content).__name__}")
-    for key in content:
+    for key in _flat(content, known):
         if key not in known:
             raise UsageError(f"{path}: no key {key!r}{nearest(str(key), known)}")
+
+
+def _flat(content: dict[Any, Any], known: set[str], prefix: str = "") -> Iterator[str]:
+    """Keys, those of a group of settings as GROUP.KEY."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        group = any(other.startswith(f"{name}.") for other in known)
+        if isinstance(value, dict) and group:
+            yield from _flat(value, known, f"{name}.")
+        else:
+            yield name

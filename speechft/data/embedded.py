@@ -1,7 +1,7 @@
 """The speech that ships with speechft: seven minutes, five speakers, three languages.
 
 ``speechft/data/corpus/ATTRIBUTION.md`` says whose it is and under which licences;
-``tools/make_corpus.py`` made it.
+``recipes/corpus.py`` made it.
 """
 
 from __future__ import annotations

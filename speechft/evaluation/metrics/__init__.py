@@ -5,6 +5,9 @@
 0.5
 """
 
+from speechft.evaluation.metrics.abx import ABX, abx, sample_items
+from speechft.evaluation.metrics.classification import accuracy, macro_f1, micro_f1, uar
+from speechft.evaluation.metrics.cross_entropy import CrossEntropy, cnxe, min_cnxe
 from speechft.evaluation.metrics.detection import (
     Trials,
     act_dcf,
@@ -13,18 +16,41 @@ from speechft.evaluation.metrics.detection import (
     eer,
     min_dcf,
 )
+from speechft.evaluation.metrics.error_rate import ErrorRate, error_rate
 from speechft.evaluation.metrics.retrieval import Retrieval, retrieval
 from speechft.evaluation.metrics.spread import rank_me, unit_std
+from speechft.evaluation.metrics.term_detection import (
+    TermWeightedValue,
+    atwv,
+    mtwv,
+    standardize,
+)
 
 __all__ = [
+    "ABX",
+    "CrossEntropy",
+    "ErrorRate",
     "Retrieval",
+    "TermWeightedValue",
     "Trials",
+    "abx",
+    "accuracy",
     "act_dcf",
+    "atwv",
     "cllr",
+    "cnxe",
     "det_curve",
     "eer",
+    "error_rate",
+    "macro_f1",
+    "micro_f1",
+    "min_cnxe",
     "min_dcf",
+    "mtwv",
     "rank_me",
     "retrieval",
+    "sample_items",
+    "standardize",
+    "uar",
     "unit_std",
 ]

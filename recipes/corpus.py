@@ -1,11 +1,9 @@
 """Build the speech that ships with speechft (``speechft/data/corpus``) from Debian packages.
 
-    python tools/make_corpus.py            # downloads with apt-get, needs no root
-    python tools/make_corpus.py --debs DIR # from .deb files that are already there
+    python -m recipes.corpus --work FOLDER   # packages are fetched there and kept
 
-Needs Debian 12 (``apt-get``, ``dpkg``; run ``apt-get update`` first) and
-``pip install av numpy soundfile``. ``av`` decodes G.722 here and nowhere else. The choice of clips
-is deterministic; the bytes of a FLAC file may change with the version of libFLAC, its samples not.
+Needs what :mod:`recipes.debian` needs. The choice of clips is deterministic; the bytes of a FLAC
+file may change with the version of libFLAC, its samples not.
 
 What may be copied: festvox-ru (BSD-like), the Italian and Russian Asterisk prompts (CC-BY-3.0) and
 pocketsphinx-testdata (BSD-2). The English, Spanish and French prompts are CC-BY-SA: they stay out.
@@ -14,22 +12,31 @@ pocketsphinx-testdata (BSD-2). The English, Spanish and French prompts are CC-BY
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import soundfile
 
+from recipes.debian import (
+    FESTVOX,
+    PROMPT_SPEAKERS,
+    PROMPTS,
+    RATE,
+    Samples,
+    festvox_phones,
+    festvox_texts,
+    install,
+    prompt_texts,
+    read_g722,
+    read_wav,
+)
+
 OUT = Path(__file__).resolve().parent.parent / "speechft" / "data" / "corpus"
-RATE = 16_000
 PACKAGES = (
     "festvox-ru",
     "asterisk-core-sounds-it",
@@ -38,18 +45,11 @@ PACKAGES = (
     "asterisk-core-sounds-ru-g722",
     "pocketsphinx-testdata",
 )
-VOICE = "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
-PROMPTS = {
-    "it": "usr/share/asterisk/sounds/it_IT_m_Carlo",
-    "ru": "usr/share/asterisk/sounds/ru_RU_f_IvrvoiceRU",
-}
-PROMPT_SPEAKERS = {"it": "carlo-flora", "ru": "ivrvoice-ru"}
+LANGUAGES = ("it", "ru")
 
 # Bytes of FLAC from each source; with pocketsphinx, all of which is taken, under 8 MB.
 FESTVOX_BYTES = 4_150_000
 PROMPT_BYTES = 1_600_000
-
-Samples = npt.NDArray[np.int16]
 
 
 @dataclass
@@ -70,62 +70,34 @@ class Clip:
 def main() -> None:
     """Unpack, choose, encode, and write the manifest and the attribution."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--debs", type=Path, help="folder with the .deb files")
-    debs: Path | None = parser.parse_args().debs
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        roots, versions = unpack(debs or download(scratch), scratch)
-        shutil.rmtree(OUT, ignore_errors=True)
-        OUT.mkdir(parents=True)
-        clips = [*festvox(roots["festvox-ru"]), *prompts(roots), *pocketsphinx(roots)]
-        size = sum(write(clip) for clip in clips)
-        write_manifest(clips)
-        write_attribution(clips, roots, versions)
+    parser.add_argument("--work", type=Path, default=Path("runs/corpus"))
+    root = install(list(PACKAGES), parser.parse_args().work)
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    clips = [*festvox(root), *prompts(root), *pocketsphinx(root)]
+    size = sum(write(clip) for clip in clips)
+    write_manifest(clips)
+    write_attribution(clips, root)
     minutes = sum(len(clip.samples) for clip in clips) / RATE / 60
     print(f"{len(clips)} clips, {minutes:.1f} minutes, {size / 1e6:.2f} MB of FLAC")
     assert size <= 8_000_000
 
 
-def download(folder: Path) -> Path:
-    """Fetch the packages with apt-get."""
-    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
-    return folder
-
-
-def unpack(debs: Path, scratch: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Folder and version of each package."""
-    roots, versions = {}, {}
-    for package in PACKAGES:
-        (deb,) = debs.glob(f"{package}_*.deb")
-        roots[package] = scratch / "unpacked" / package
-        roots[package].mkdir(parents=True)
-        subprocess.run(["dpkg", "-x", str(deb), str(roots[package])], check=True)
-        show = ["dpkg-deb", "-f", str(deb), "Version"]
-        versions[package] = subprocess.run(show, check=True, capture_output=True, text=True).stdout
-    return roots, {package: version.strip() for package, version in versions.items()}
-
-
 def festvox(root: Path) -> Iterator[Clip]:
     """Read sentences of 3 to 10 s with phone labels, evenly over the recording sessions."""
-    voice = root / VOICE
-    texts = dict(
-        re.findall(r'^\( (\S+) "(.*)" \)', (voice / "etc/txt.done.data").read_text("utf-8"), re.M)
-    )
+    texts = festvox_texts(root)
     usable = []
-    for label in sorted(voice.glob("lab/*.lab")):
+    for label in sorted((root / FESTVOX).glob("lab/*.lab")):
         name = label.stem
-        samples = read_wav(voice / "wav" / f"{name}.wav")
-        phones = read_labels(label)
-        ends = [end for end, _ in phones]
-        whole = all(a < b for a, b in zip([0.0, *ends], ends, strict=False))
-        whole = whole and abs(ends[-1] - len(samples) / RATE) < 0.2
-        if name in texts and whole and 3 <= len(samples) / RATE <= 10:
-            phones = [(min(end, len(samples) / RATE), phone) for end, phone in phones]
+        samples = read_wav(root / FESTVOX / "wav" / f"{name}.wav")
+        seconds = len(samples) / RATE
+        phones = festvox_phones(label, seconds)
+        if name in texts and phones and 3 <= seconds <= 10:
             usable.append(
                 Clip(
                     id=f"festvox-ru/{name}",
                     samples=samples,
-                    text=texts[name].replace("+", "").strip(),
+                    text=texts[name],
                     speaker="nsh",
                     language="ru",
                     source="festvox-ru",
@@ -136,15 +108,15 @@ def festvox(root: Path) -> Iterator[Clip]:
     yield from fill([[clip] for clip in usable], FESTVOX_BYTES)
 
 
-def prompts(roots: dict[str, Path]) -> list[Clip]:
+def prompts(root: Path) -> list[Clip]:
     """Prompts of 2 to 8 s that are recorded in both languages, so that content is shared."""
-    texts = {language: prompt_texts(roots, language) for language in PROMPTS}
+    texts = {language: prompt_texts(root, language) for language in LANGUAGES}
     pairs = []
     for prompt in sorted(set(texts["it"]) & set(texts["ru"])):
         pair = []
-        for language, folder in PROMPTS.items():
+        for language in LANGUAGES:
             package = f"asterisk-core-sounds-{language}-g722"
-            path = roots[package] / folder / f"{prompt}.g722"
+            path = root / PROMPTS[language] / f"{prompt}.g722"
             if path.is_file():
                 pair.append(
                     Clip(
@@ -164,22 +136,9 @@ def prompts(roots: dict[str, Path]) -> list[Clip]:
     return sorted(chosen, key=lambda clip: clip.id)
 
 
-def prompt_texts(roots: dict[str, Path], language: str) -> dict[str, str]:
-    """Texts by prompt, without sound effects and lines whose accents were lost to '?'."""
-    package = f"asterisk-core-sounds-{language}"
-    path = roots[package] / f"usr/share/doc/{package}/core-sounds-{language}.txt.gz"
-    texts = {}
-    for line in gzip.decompress(path.read_bytes()).decode("utf-8-sig").splitlines():
-        prompt, _, text = line.partition(":")
-        text = " ".join(text.split())
-        if text and not line.startswith(";") and not re.search(r"[\[\]?()<>]", text):
-            texts[prompt.strip()] = text
-    return texts
-
-
-def pocketsphinx(roots: dict[str, Path]) -> Iterator[Clip]:
+def pocketsphinx(root: Path) -> Iterator[Clip]:
     """All ten transcribed recordings: one reader of a novel, one speaker of card names."""
-    data = roots["pocketsphinx-testdata"] / "usr/share/pocketsphinx/test/data"
+    data = root / "usr/share/pocketsphinx/test/data"
     for folder, listing, speaker in (
         ("librivox", "transcription", "librivox-sense-and-sensibility"),
         ("cards", "cards.transcription", "cards"),
@@ -220,32 +179,6 @@ def encode(samples: Samples, path: Path) -> None:
     soundfile.write(path, samples, RATE, format="FLAC", subtype="PCM_16", compression_level=1.0)
 
 
-def read_wav(path: Path) -> Samples:
-    """Samples of a 16-bit mono file at 16 kHz, bit for bit."""
-    samples, rate = soundfile.read(path, dtype="int16")
-    assert rate == RATE, path
-    assert samples.ndim == 1, path
-    return samples  # type: ignore[no-any-return]
-
-
-def read_g722(path: Path) -> Samples:
-    """Samples of an ITU-T G.722 file: 64 kbit/s, 16 kHz."""
-    import av
-
-    with av.open(str(path), format="g722") as container:
-        blocks = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-    samples: Samples = np.concatenate(blocks) if blocks else np.zeros(0, np.int16)
-    assert samples.dtype == np.int16, path
-    return samples
-
-
-def read_labels(path: Path) -> list[tuple[float, str]]:
-    """Ends and phones of an EST label file: a header up to '#', then END COLOUR PHONE."""
-    _, _, body = path.read_text("utf-8").partition("#\n")
-    rows = [line.split() for line in body.splitlines() if line.strip()]
-    return [(float(row[0]), row[-1]) for row in rows]
-
-
 def write(clip: Clip) -> int:
     """Write the audio and phones of a clip; bytes of the audio."""
     path = OUT / f"{clip.id}.flac"
@@ -281,7 +214,7 @@ INTRODUCTION = """\
 # Whose speech this is
 
 The recordings in this folder were made by others and are not covered by the licence of speechft.
-They were selected from four packages of Debian 12 by `tools/make_corpus.py`, which can rebuild the
+They were selected from four packages of Debian 12 by `recipes/corpus.py`, which can rebuild the
 folder. `manifest.jsonl` names the source and the licence of every clip.
 
 **Changes made to all of them:** a selection of the clips; stored as FLAC (16 kHz, mono, 16 bits);
@@ -321,8 +254,11 @@ Licence: BSD-2-Clause, below.
 }
 
 
-def write_attribution(clips: list[Clip], roots: dict[str, Path], versions: dict[str, str]) -> None:
+def write_attribution(clips: list[Clip], root: Path) -> None:
     """Credits, changes, and the licence texts as the packages carry them."""
+    versions = {
+        name: (root.parent / f"debs/{name}.unpacked").read_text().strip() for name in SOURCES
+    }
     parts = [INTRODUCTION]
     for source, text in SOURCES.items():
         mine = [clip for clip in clips if clip.source == source]
@@ -335,7 +271,7 @@ def write_attribution(clips: list[Clip], roots: dict[str, Path], versions: dict[
         ("BSD-2-Clause licence of pocketsphinx", "pocketsphinx-testdata", "License: BSD-2"),
         ("CC-BY-3.0", "asterisk-core-sounds-it-g722", "License: CC-BY-3.0"),
     ):
-        text = license_text(roots[package] / f"usr/share/doc/{package}/copyright", heading)
+        text = license_text(root / f"usr/share/doc/{package}/copyright", heading)
         parts.append(f"## Text of the licence: {title}\n\n```text\n{text}\n```\n")
     (OUT / "ATTRIBUTION.md").write_text("\n".join(parts), "utf-8")
 

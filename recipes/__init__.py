@@ -1,0 +1,1 @@
+"""Complete experiments that anyone can run again."""

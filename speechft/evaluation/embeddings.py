@@ -1,0 +1,308 @@
+"""Embeddings of a model: extracted once, in batches of similar length, kept and resumed.
+
+Layer 0 is the input of the first transformer layer, layer i the output of the i-th, and the last
+layer L the encoder's ``last_hidden_state``, after the final layer norm where there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from speechft.data import Manifest, SpeechDataset, collate
+from speechft.errors import ArgumentError
+from speechft.evaluation.conditions import UNCHANGED, Condition
+from speechft.models.encoder import EncoderOutput
+
+_FORMAT = 1  # of the cache; raised when the same model and data would give something else
+_SHARD_SECONDS = 600  # of speech in a file of the cache: what an interruption can cost
+_MEMORY_BYTES = 2 << 30  # of embeddings that are kept for the next task
+
+
+class FrameEncoder(Protocol):
+    """What is evaluated: a :class:`speechft.models.Encoder`, or what behaves as one."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def minimum_samples(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    def frame_lengths(self, sample_lengths: Tensor) -> Tensor: ...
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput: ...
+
+
+class Frames(NamedTuple):
+    """Frames of some utterances.
+
+    Attributes:
+        values: (T, K, C) of each utterance, K the layers asked for.
+        layers: which.
+        hop: seconds of the original speech between two frames.
+        centre: seconds of the original speech at the middle of the first frame.
+    """
+
+    values: list[Tensor]
+    layers: tuple[int, ...]
+    hop: float
+    centre: float
+
+    def times(self, utterance: int) -> Tensor:
+        """Seconds of the original speech at the middle of each frame: (T,) float64."""
+        steps = torch.arange(len(self.values[utterance]), dtype=torch.float64)
+        return steps * self.hop + self.centre
+
+    def layer(self, layer: int) -> list[Tensor]:
+        """(T, C) of each utterance."""
+        position = self.layers.index(layer)
+        return [value[:, position] for value in self.values]
+
+
+class Embeddings:
+    """The embeddings of one model.
+
+    Args:
+        encoder: the model, in eval mode, on its device.
+        cache: a folder in which embeddings are kept by what the model and the data are; a run
+            that was stopped goes on from there. None keeps nothing.
+        batch_seconds: of padded speech in a batch, at most (a longer utterance is alone in one).
+        progress: show a bar; None shows it on a terminal.
+    """
+
+    def __init__(
+        self,
+        encoder: FrameEncoder,
+        *,
+        cache: str | Path | None = None,
+        batch_seconds: float = 64.0,
+        progress: bool | None = None,
+    ) -> None:
+        if not batch_seconds > 0:
+            raise ArgumentError("batch_seconds", f"wants more than 0, got {batch_seconds}")
+        self.encoder = encoder
+        self.cache = None if cache is None else Path(cache)
+        self.batch_seconds = batch_seconds
+        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.layers = tuple(range(encoder.num_layers + 1))
+        self._model_key = model_key(encoder) if self.cache else ""
+        self._datasets: dict[str, SpeechDataset] = {}
+        self._kept: dict[tuple[Any, ...], list[Tensor]] = {}
+
+    def pooled(self, manifest: Manifest, condition: str = UNCHANGED) -> Tensor:
+        """The mean over valid frames of every layer: (N, L + 1, C) float32.
+
+        Raises:
+            AudioError: an utterance cannot be used.
+        """
+        return torch.stack(self._embed(manifest, condition, self.layers, pool=True))
+
+    def frames(
+        self,
+        manifest: Manifest,
+        condition: str = UNCHANGED,
+        *,
+        layers: Sequence[int] | None = None,
+    ) -> Frames:
+        """The valid frames of some layers (None: of all).
+
+        Raises:
+            AudioError: an utterance cannot be used.
+            ArgumentError: a layer that does not exist.
+        """
+        chosen = self.layers if layers is None else tuple(layers)
+        unknown = [layer for layer in chosen if layer not in self.layers]
+        if unknown or not chosen:
+            raise ArgumentError("layers", f"wants some of 0 to {self.layers[-1]}, got {layers}")
+        values = self._embed(manifest, condition, chosen, pool=False)
+        window = self.encoder.minimum_samples
+        lengths = torch.tensor([window, window + 32_000])
+        one, more = self.encoder.frame_lengths(lengths).tolist()
+        hop = 32_000 / (more - one)
+        seconds = Condition.parse(condition).speed / self.encoder.sample_rate
+        return Frames(values, chosen, hop * seconds, window / 2 * seconds)
+
+    def dataset(self, manifest: Manifest) -> SpeechDataset:
+        """The validated waveforms of a manifest; scanned once."""
+        key = data_key(manifest)
+        if key not in self._datasets:
+            self._datasets[key] = SpeechDataset(
+                manifest,
+                min_samples=self.encoder.minimum_samples,
+                sample_rate=self.encoder.sample_rate,
+                progress=self.progress,
+            )
+        return self._datasets[key]
+
+    def _embed(
+        self, manifest: Manifest, condition: str, layers: tuple[int, ...], *, pool: bool
+    ) -> list[Tensor]:
+        key = (data_key(manifest), condition, layers, pool)
+        if key not in self._kept:
+            self._kept[key] = self._through_cache(manifest, condition, layers, pool=pool)
+            while len(self._kept) > 1 and self._bytes() > _MEMORY_BYTES:
+                del self._kept[next(iter(self._kept))]
+        return self._kept[key]
+
+    def _bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept)
+
+    def _through_cache(
+        self, manifest: Manifest, condition: str, layers: tuple[int, ...], *, pool: bool
+    ) -> list[Tensor]:
+        """Every shard from the cache, or computed and put there."""
+        dataset = self.dataset(manifest)
+        folder = None
+        if self.cache is not None:
+            what = json.dumps([_FORMAT, data_key(manifest), condition, layers, pool])
+            folder = self.cache / self._model_key / hashlib.sha256(what.encode()).hexdigest()[:32]
+            folder.mkdir(parents=True, exist_ok=True)
+        found: list[Tensor | None] = [None] * len(dataset)
+        bar = _Bar(len(dataset), self.progress, "embedding")
+        for number, shard in enumerate(self._shards(dataset)):
+            file = None if folder is None else folder / f"{number:05d}.safetensors"
+            values = None if file is None else _read(file, len(shard))
+            if values is None:
+                values = []
+                for batch in self._batches(dataset, shard):
+                    values += self._batch(dataset, batch, condition, layers, pool=pool)
+                    bar.update(len(batch))
+                if file is not None:
+                    _write(file, values)
+            else:
+                bar.update(len(shard))
+            for index, value in zip(shard, values, strict=True):
+                found[index] = value
+        bar.close()
+        return [value for value in found if value is not None]
+
+    def _shards(self, dataset: SpeechDataset) -> Iterator[list[int]]:
+        """Utterances from long to short, so much speech at a time; the same for the same data."""
+        order = torch.argsort(dataset.lengths, descending=True, stable=True).tolist()
+        shard: list[int] = []
+        seconds = 0.0
+        for index in order:
+            shard.append(index)
+            seconds += float(dataset.lengths[index]) / self.encoder.sample_rate
+            if seconds >= _SHARD_SECONDS:
+                yield shard
+                shard, seconds = [], 0.0
+        if shard:
+            yield shard
+
+    def _batches(self, dataset: SpeechDataset, shard: list[int]) -> Iterator[list[int]]:
+        most = self.batch_seconds * self.encoder.sample_rate
+        batch: list[int] = []
+        for index in shard:
+            longest = int(dataset.lengths[(batch or [index])[0]])
+            if batch and longest * (len(batch) + 1) > most:
+                yield batch
+                batch = []
+            batch.append(index)
+        yield batch
+
+    def _batch(
+        self,
+        dataset: SpeechDataset,
+        indices: list[int],
+        condition: str,
+        layers: tuple[int, ...],
+        *,
+        pool: bool,
+    ) -> list[Tensor]:
+        samples = collate([dataset[index] for index in indices])
+        waveforms, lengths = Condition.parse(condition)(samples["waveforms"], samples["lengths"])
+        device = _device(self.encoder)
+        with torch.inference_mode():
+            output = self.encoder(waveforms.to(device), lengths.to(device))
+            states = [*output.hidden_states[:-1], output.last_hidden_state]
+            stacked = torch.stack([states[layer].float() for layer in layers], 2)
+            if pool:  # padded frames are zeros
+                means = stacked.sum(1) / output.lengths[:, None, None]
+                return list(means.cpu().unbind())
+            counts = output.lengths.tolist()
+            return [row[:n].cpu().clone() for row, n in zip(stacked, counts, strict=True)]
+
+
+def model_key(encoder: Any) -> str:
+    """Of the class, the settings and every weight: the same model gives the same key."""
+    digest = hashlib.sha256(type(encoder).__name__.encode())
+    config = getattr(encoder, "config", None)
+    if config is not None:
+        digest.update(config.to_json_string(use_diff=False).encode())
+    digest.update(repr((getattr(encoder, "do_normalize", False), encoder.sample_rate)).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        raw = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
+        digest.update(raw.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def data_key(manifest: Manifest) -> str:
+    """Of ids, segments, and each file's path, size and time of change."""
+    digest = hashlib.sha256()
+    known: dict[Path, str] = {}
+    for utterance in manifest:
+        if utterance.audio not in known:
+            state = os.stat(utterance.audio)
+            name = utterance.audio.resolve()
+            known[utterance.audio] = f"{name} {state.st_size} {state.st_mtime_ns}"
+        segment = (utterance.id, utterance.start, utterance.end)
+        digest.update(f"{segment!r} {known[utterance.audio]}\n".encode())
+    return digest.hexdigest()
+
+
+def _device(encoder: Any) -> torch.device:
+    for tensor in (*encoder.parameters(), *encoder.buffers()):
+        device: torch.device = tensor.device
+        return device
+    return torch.device("cpu")
+
+
+def _read(file: Path, count: int) -> list[Tensor] | None:
+    """The tensors of a shard; None if it is not there or not whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return [tensors[str(row)] for row in range(count)] if len(tensors) == count else None
+
+
+def _write(file: Path, values: list[Tensor]) -> None:
+    """Whole or not at all."""
+    from safetensors.torch import save_file
+
+    part = file.with_suffix(f".{os.getpid()}.part")
+    save_file({str(row): value.contiguous() for row, value in enumerate(values)}, part)
+    part.replace(file)
+
+
+class _Bar:
+    def __init__(self, total: int, show: bool, title: str) -> None:
+        self._bar: Any = None
+        if show:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=title, unit="utterance", leave=False)
+
+    def update(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,117 @@
+r"""Linear probes: how much of a label can be read off an embedding by a linear classifier.
+
+Multinomial logistic regression on standardised features, which minimises
+
+.. math:: \frac{1}{N} \sum_i -\log p(y_i \mid x_i) + \frac{\lambda}{2} \lVert W \rVert^2
+
+by L-BFGS from zero: a convex problem with one solution, so nothing is drawn at random.
+:math:`\lambda` is chosen among a few by the accuracy on validation data, never on the test's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from speechft.errors import ArgumentError
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
+
+
+class LinearProbe(NamedTuple):
+    """A fitted probe: logits = ((x - mean) / deviation) W + b.
+
+    Attributes:
+        weight: (C, K).
+        bias: (K,).
+        mean, deviation: (C,) of the features it was fitted on.
+        penalty: the λ it was fitted with.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    deviation: Tensor
+    penalty: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(N, C) -> (N, K)."""
+        return ((features - self.mean) / self.deviation) @ self.weight + self.bias
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(N, C) -> (N,) int64."""
+        return self.logits(features).argmax(1)
+
+
+def fit_linear(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    validation: tuple[Tensor, Tensor] | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    iterations: int = 60,
+) -> LinearProbe:
+    """Fit a probe.
+
+    Args:
+        features: (N, C) float32.
+        labels: (N,) int64 from 0 to ``classes`` - 1.
+        classes: K.
+        validation: features and labels by which the penalty is chosen; None takes the middle one
+            of ``penalties``.
+        penalties: values of λ to try.
+        iterations: of L-BFGS, at most.
+
+    Raises:
+        ArgumentError: nothing to fit on, or one class only.
+    """
+    if len(features) == 0 or len(features) != len(labels):
+        raise ArgumentError(
+            "features", f"wants one a label and at least one, got {len(features)}, {len(labels)}"
+        )
+    if len(set(labels.tolist())) < 2:
+        raise ArgumentError("labels", "all are of one class; a probe needs two")
+    mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-8)
+    standard = (features - mean) / deviation
+    if validation is None:
+        penalties = [penalties[len(penalties) // 2]]
+    start = features.new_zeros(features.shape[1] + 1, classes)
+    best, best_accuracy = None, -1.0
+    for penalty in sorted(penalties, reverse=True):
+        # The solution for a larger penalty is near: start from there.
+        start = _minimise(standard, labels, start, penalty, iterations)
+        probe = LinearProbe(start[:-1], start[-1], mean, deviation, penalty)
+        if validation is None:
+            return probe
+        accuracy = float((probe.predict(validation[0]) == validation[1]).double().mean())
+        if accuracy > best_accuracy:
+            best, best_accuracy = probe, accuracy
+    assert best is not None
+    return best
+
+
+def _minimise(
+    features: Tensor, labels: Tensor, start: Tensor, penalty: float, iterations: int
+) -> Tensor:
+    """The solution (C + 1, K), the bias in its last row."""
+    solution = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [solution], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6, tolerance_change=1e-8,
+    )  # fmt: skip
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            logits = torch.addmm(solution[-1], features, solution[:-1])
+            value = cross_entropy(logits, labels) + penalty / 2 * solution[:-1].square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return solution.detach()

@@ -1,0 +1,216 @@
+"""The same content in other voices: retrieval and ABX."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from speechft.data import Manifest
+from speechft.errors import ArgumentError, ManifestError
+from speechft.evaluation.conditions import UNCHANGED
+from speechft.evaluation.metrics import abx, retrieval, sample_items
+from speechft.evaluation.result import TaskResult, figures_of_layers
+from speechft.evaluation.search import dtw_distances
+from speechft.evaluation.tasks.alignment import Segment, cut, join, runs
+from speechft.evaluation.tasks.base import Context, Task, chosen_layers, where, whole, with_phones
+
+CHANGED = ("speed 0.85", "speed 1.15", "pitch -3", "pitch +3")
+"""Conditions that stand in for other voices where a corpus has no text in two of them."""
+
+
+class _Items(NamedTuple):
+    """What is compared: one label, voice and context an item."""
+
+    labels: list[str]
+    voices: list[str]
+    contexts: list[str]
+
+
+@dataclass(frozen=True)
+class Retrieval(Task):
+    """Mean average precision of the same content in another voice, by cosine of mean vectors.
+
+    Where texts are spoken by two speakers or more, the items are utterances: content is the text,
+    voice is the speaker. Otherwise they are stretches of ``phones`` phones without a pause, cut out
+    of utterances that are unchanged and under each condition (the utterance is changed and encoded
+    whole, then cut), and a condition is a voice. The gallery of a query is every item of another
+    voice (:func:`speechft.evaluation.metrics.retrieval`).
+
+    Attributes:
+        layers: None: all.
+        conditions: that stand in for voices.
+        phones: in a stretch.
+        max_items: a voice, drawn by the seed where there are more.
+        content, voice: labels of the manifest.
+    """
+
+    name: ClassVar[str] = "retrieval"
+
+    layers: tuple[int, ...] | None = None
+    conditions: tuple[str, ...] = CHANGED
+    phones: int = 8
+    max_items: int = 1000
+    content: str = "text"
+    voice: str = "speaker"
+
+    def run(self, context: Context) -> TaskResult:
+        """See :class:`Task`."""
+        manifest = whole(context.data)
+        parallel = _parallel(manifest, self.content, self.voice)
+        layers = chosen_layers(self.layers, context.embeddings)
+        maps: dict[tuple[int, str], list[float]] = defaultdict(list)
+        tops: dict[tuple[int, str], list[float]] = defaultdict(list)
+        if parallel:
+            pooled = context.embeddings.pooled(manifest)
+            labels = [str(row.label(self.content)) for row in manifest]
+            voices = [str(row.label(self.voice)) for row in manifest]
+            for layer in layers:
+                found = retrieval(pooled[:, layer], labels, groups=voices)
+                maps[layer, UNCHANGED].append(found.mean_average_precision)
+                tops[layer, UNCHANGED].append(found.top1)
+            counts = {"utterances": len(manifest), "queries": found.queries}
+            protocol = f"utterances of one {self.content} by another {self.voice}"
+        else:
+            counts = self._segments(context, manifest, layers, maps, tops)
+            protocol = f"stretches of {self.phones} phones across {', '.join(self.conditions)}"
+        result = self.result(context, f"{protocol}; cosine of mean vectors")
+        result.figures = figures_of_layers("MAP", maps) + figures_of_layers("top-1", tops)
+        result.counts = counts
+        return result
+
+    def _segments(
+        self, context: Context, manifest: Manifest, layers: tuple[int, ...], maps: Any, tops: Any
+    ) -> dict[str, int]:
+        manifest = with_phones(manifest)
+        segments = [
+            join(run[start : start + self.phones])
+            for run in runs(manifest)
+            for start in range(0, len(run) - self.phones + 1, self.phones)
+        ]
+        if len(segments) < 2:
+            path, _ = where(manifest)
+            raise ManifestError(path, None, f"no {self.phones} phones without a pause, twice over")
+        voices = (UNCHANGED, *self.conditions)
+        frames = {v: context.embeddings.frames(manifest, v, layers=layers) for v in voices}
+        for seed in context.seeds:
+            chosen = _draw(len(segments), self.max_items, seed)
+            for layer in layers:
+                means = {
+                    v: torch.stack([cut(frames[v], layer, segments[i]).mean(0) for i in chosen])
+                    for v in voices
+                }
+                for voice in self.conditions:
+                    both = torch.cat([means[UNCHANGED], means[voice]])
+                    found = retrieval(
+                        both, [*chosen, *chosen],
+                        groups=[UNCHANGED] * len(chosen) + [voice] * len(chosen),
+                    )  # fmt: skip
+                    maps[layer, voice].append(found.mean_average_precision)
+                    tops[layer, voice].append(found.top1)
+        return {"segments": min(len(segments), self.max_items), "voices": len(voices)}
+
+
+@dataclass(frozen=True)
+class ABX(Task):
+    """ABX error: is a phone nearer to itself in another voice than to another phone?
+
+    Items are phones, cut out of utterances; A and B are of one voice, X of another. Where
+    utterances of several speakers have phones, voices are speakers; otherwise A and B are unchanged
+    and X is under a condition. The distance is dynamic time warping of cosines along its path
+    (:func:`speechft.evaluation.search.dtw_distances`), the error that of
+    :func:`speechft.evaluation.metrics.abx`.
+
+    Attributes:
+        layers: None: all.
+        conditions: that stand in for voices.
+        max_items: a phone and voice, drawn by the seed where there are more.
+        same_context: compare only phones between the same neighbours.
+    """
+
+    name: ClassVar[str] = "abx"
+
+    layers: tuple[int, ...] | None = None
+    conditions: tuple[str, ...] = CHANGED
+    max_items: int = 10
+    same_context: bool = False
+
+    def run(self, context: Context) -> TaskResult:
+        """See :class:`Task`."""
+        manifest = with_phones(whole(context.data))
+        layers = chosen_layers(self.layers, context.embeddings)
+        speakers = [row.speaker or "" for row in manifest]
+        natural = len(set(speakers)) > 1
+        segments, contexts = _phones_in_context(manifest)
+        labels = [segment.phones[0] for segment in segments]
+        voices_of = [speakers[segment.utterance] for segment in segments]
+        conditions = (UNCHANGED,) if natural else self.conditions
+        frames = {
+            v: context.embeddings.frames(manifest, v, layers=layers)
+            for v in dict.fromkeys((UNCHANGED, *conditions))
+        }
+        errors: dict[tuple[int, str], list[float]] = defaultdict(list)
+        triples = 0
+        for seed in context.seeds:
+            chosen = sample_items(
+                labels, voices=voices_of, max_items=self.max_items, seed=seed
+            ).tolist()
+            for layer in layers:
+                items = [cut(frames[UNCHANGED], layer, segments[i]) for i in chosen]
+                for condition in conditions:
+                    tokens = _Items(
+                        [labels[i] for i in chosen], [voices_of[i] for i in chosen],
+                        [contexts[i] for i in chosen],
+                    )  # fmt: skip
+                    all_items = list(items)
+                    if not natural:
+                        all_items += [cut(frames[condition], layer, segments[i]) for i in chosen]
+                        tokens = _Items(
+                            tokens.labels * 2,
+                            [UNCHANGED] * len(chosen) + [condition] * len(chosen),
+                            tokens.contexts * 2,
+                        )
+                    found = abx(
+                        dtw_distances(all_items, all_items, progress=False),
+                        tokens.labels,
+                        voices=tokens.voices,
+                        contexts=tokens.contexts if self.same_context else None,
+                        across=True,
+                    )
+                    errors[layer, condition].append(found.error)
+                    triples += found.triples
+        between = "speakers" if natural else "conditions"
+        result = self.result(context, f"phones across {between}; DTW of cosines")
+        result.figures = figures_of_layers("error", errors, higher_is_better=False)
+        result.counts = {"phones": len(set(labels)), "tokens": len(labels), "triples": triples}
+        return result
+
+
+def _parallel(manifest: Manifest, content: str, voice: str) -> bool:
+    """Whether some content is there in two voices."""
+    voices: dict[Any, set[Any]] = defaultdict(set)
+    for row in manifest:
+        if row.label(content) not in (None, "") and row.label(voice) is not None:
+            voices[row.label(content)].add(row.label(voice))
+    return any(len(said_by) > 1 for said_by in voices.values())
+
+
+def _phones_in_context(manifest: Manifest) -> tuple[list[Segment], list[str]]:
+    segments, contexts = [], []
+    for run in runs(manifest):
+        names = ["#", *(segment.phones[0] for segment in run), "#"]
+        for place, segment in enumerate(run):
+            segments.append(segment)
+            contexts.append(f"{names[place]} {names[place + 2]}")
+    return segments, contexts
+
+
+def _draw(count: int, most: int, seed: int) -> list[int]:
+    """At most so many of ``count`` items, in order."""
+    if most < 2:
+        raise ArgumentError("max_items", f"wants 2 or more, got {most}")
+    order: list[int] = np.random.default_rng(seed).permutation(count)[:most].tolist()
+    return sorted(order)

@@ -1,0 +1,226 @@
+"""Any label of an utterance: emotion, keyword, language, diagnosis, speaker."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechft.data import Manifest
+from speechft.errors import ManifestError
+from speechft.evaluation.conditions import UNCHANGED
+from speechft.evaluation.metrics import accuracy, macro_f1, micro_f1, uar
+from speechft.evaluation.probes import PENALTIES, fit_linear
+from speechft.evaluation.result import TaskResult, figures_of_layers
+from speechft.evaluation.splits import Split, stratified_split
+from speechft.evaluation.tasks.base import (
+    Context,
+    Task,
+    check_distinct,
+    chosen_layers,
+    codes,
+    labels_of,
+    where,
+    whole,
+)
+
+
+class _Data(NamedTuple):
+    manifest: Manifest
+    labels: Tensor
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Label(Task):
+    """A linear probe, and k-shot classification, of a label of the utterance.
+
+    The embedding is the mean over frames. The probe is logistic regression, its penalty chosen on
+    validation utterances. Parts named train, validation and test are used as they are; with
+    ``groups`` (or where the data names them: sessions of IEMOCAP) each group is left out in turn,
+    another one validates, and the predictions of all are scored together; otherwise the seed draws
+    utterances of each class. k-shot: the seed draws k fitting utterances a class, and a test
+    utterance goes to the class whose mean is nearest by cosine.
+
+    Figures: accuracy, UAR (mean recall over classes), micro-F1, macro-F1, k-shot accuracy.
+
+    Attributes:
+        label: of the manifest; None: what the data is for, or the speaker.
+        groups: a label whose values are left out one by one, such as ``"speaker"``.
+        layers: None: all.
+        shots: k; 0 leaves it out.
+        condition: what is done to the tested speech.
+        penalties: of the probe, to choose from.
+    """
+
+    name: ClassVar[str] = "label"
+
+    label: str | None = None
+    groups: str | None = None
+    layers: tuple[int, ...] | None = None
+    shots: int = 1
+    condition: str = UNCHANGED
+    penalties: tuple[float, ...] = PENALTIES
+
+    def run(self, context: Context) -> TaskResult:
+        """See :class:`Task`."""
+        label = self.label or context.data.label or "speaker"
+        manifest = whole(context.data)
+        labels = labels_of(manifest, label)
+        check_distinct(labels, label, manifest)
+        numbers, names = codes(labels)
+        data = _Data(manifest, torch.from_numpy(numbers), names)
+        pooled = context.embeddings.pooled(manifest)
+        tested = pooled
+        if self.condition != UNCHANGED:
+            tested = context.embeddings.pooled(manifest, self.condition)
+        layers = chosen_layers(self.layers, context.embeddings)
+        names_of = ["accuracy", "UAR", "micro-F1", "macro-F1"]
+        names_of += [f"{self.shots}-shot"] * bool(self.shots)
+        values: dict[str, dict[tuple[int, str], list[float]]] = {
+            name: defaultdict(list) for name in names_of
+        }
+        folds = 0
+        for seed in context.seeds:
+            splits = list(self._splits(context, data, label, seed))
+            folds = len(splits)
+            for layer in layers:
+                truth, guess, shot = [], [], []
+                for split in splits:
+                    truth.append(data.labels[split.test])
+                    guess.append(self._probe(pooled[:, layer], tested[:, layer], data, split))
+                    if self.shots:
+                        shot.append(
+                            self._shots(pooled[:, layer], tested[:, layer], data, split, seed)
+                        )
+                true, guessed = torch.cat(truth), torch.cat(guess)
+                key = (layer, self.condition)
+                values["accuracy"][key].append(accuracy(true, guessed))
+                values["UAR"][key].append(uar(true, guessed))
+                values["micro-F1"][key].append(micro_f1(true, guessed))
+                values["macro-F1"][key].append(macro_f1(true, guessed))
+                if self.shots:
+                    values[f"{self.shots}-shot"][key].append(accuracy(true, torch.cat(shot)))
+        result = self.result(
+            context, f"linear probe of {label!r} on mean vectors; penalty chosen on validation"
+        )
+        for name in names_of:
+            result.figures += figures_of_layers(name, values[name])
+        result.counts = {"utterances": len(manifest), "classes": len(names), "folds": folds}
+        return result
+
+    def _probe(self, fitted: Tensor, tested: Tensor, data: _Data, split: Split) -> Tensor:
+        probe = fit_linear(
+            fitted[split.fit], data.labels[split.fit], classes=len(data.names),
+            validation=(fitted[split.validation], data.labels[split.validation]),
+            penalties=self.penalties,
+        )  # fmt: skip
+        return probe.predict(tested[split.test])
+
+    def _shots(
+        self, fitted: Tensor, tested: Tensor, data: _Data, split: Split, seed: int
+    ) -> Tensor:
+        rng = np.random.default_rng(seed)
+        means = []
+        for number in range(len(data.names)):
+            mine = [row for row in split.fit if data.labels[row] == number]
+            chosen = rng.permutation(mine)[: self.shots].astype(np.int64)
+            means.append(fitted[torch.from_numpy(chosen)].mean(0))
+        centre = fitted[split.fit].mean(0)
+        prototypes = torch.nn.functional.normalize(torch.stack(means) - centre, dim=1)
+        vectors = torch.nn.functional.normalize(tested[split.test] - centre, dim=1)
+        return (vectors @ prototypes.T).argmax(1)
+
+    def _splits(self, context: Context, data: _Data, label: str, seed: int) -> Iterator[Split]:
+        parts = context.data.parts
+        if {"train", "validation", "test"} <= set(parts):
+            sizes = {name: len(part) for name, part in parts.items()}
+            start, ranges = 0, {}
+            for name, size in sizes.items():
+                ranges[name] = list(range(start, start + size))
+                start += size
+            yield self._checked(
+                Split(ranges["train"], ranges["validation"], ranges["test"]), data, label
+            )
+            return
+        groups = self.groups or context.data.groups
+        if groups is None:
+            yield self._checked(stratified(data, label, seed), data, label)
+            return
+        group_of = labels_of(data.manifest, groups)
+        check_distinct(group_of, groups, data.manifest)
+        names = sorted(set(group_of))
+        if len(names) < 3:
+            path, _ = where(data.manifest)
+            raise ManifestError(
+                path, None,
+                f"{groups!r} has {len(names)} values; one to test, one to validate and one to fit "
+                "need 3",
+            )  # fmt: skip
+        order = np.random.default_rng(seed).permutation(len(names))
+        for place, number in enumerate(order):
+            test, validation = names[number], names[order[(place + 1) % len(names)]]
+            rows = range(len(group_of))
+            yield self._checked(
+                Split(
+                    [row for row in rows if group_of[row] not in (test, validation)],
+                    [row for row in rows if group_of[row] == validation],
+                    [row for row in rows if group_of[row] == test],
+                ),
+                data, label,
+            )  # fmt: skip
+
+    def _checked(self, split: Split, data: _Data, label: str) -> Split:
+        """Refuse a class that is tested and not fitted: no probe can know it.
+
+        Raises:
+            ManifestError: naming the file and the line of the first such utterance.
+        """
+        known = set(data.labels[split.fit].tolist())
+        for row in split.test:
+            if int(data.labels[row]) not in known:
+                utterance = data.manifest[row]
+                path, line = where(data.manifest, utterance)
+                raise ManifestError(
+                    path, line,
+                    f"utterance {utterance.id!r}: {label} {data.names[int(data.labels[row])]!r} is "
+                    "in the test part only",
+                )  # fmt: skip
+        return split
+
+
+def stratified(data: _Data, label: str, seed: int) -> Split:
+    """A split of each class.
+
+    Raises:
+        ManifestError: a class of fewer than 3 utterances.
+    """
+    counts = torch.bincount(data.labels)
+    if int(counts.min()) < 3:
+        number = int(counts.argmin())
+        row = next(r for r, code in zip(data.manifest, data.labels, strict=True) if code == number)
+        path, line = where(data.manifest, row)
+        raise ManifestError(
+            path, line,
+            f"{label} {data.names[number]!r} has {int(counts.min())} utterances; a split needs 3",
+        )  # fmt: skip
+    return stratified_split(data.labels.tolist(), seed)
+
+
+@dataclass(frozen=True)
+class Keyword(Label):
+    """Keyword spotting: the linear probe of :class:`Label` for the label ``keyword``.
+
+    Speech Commands is read with the official parts: ``layout="speech_commands"`` takes the SUPERB
+    test set (12 classes) or the split that torchaudio makes (35 words); the result names which.
+    """
+
+    name: ClassVar[str] = "keyword"
+
+    label: str | None = "keyword"
+    shots: int = 0
