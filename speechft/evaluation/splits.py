@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from speechft.errors import ArgumentError
+
+PARTS = ("train", "validation", "test")
 
 
 class Split(NamedTuple):
@@ -62,3 +65,43 @@ def stratified_split(
         split.validation.extend(mine[tests : tests + validations])
         split.fit.extend(mine[tests + validations :])
     return Split(*(sorted(part) for part in split))
+
+
+def given_split(
+    parts: Sequence[str], groups: Sequence[str], labels: Sequence[str], seed: int
+) -> Split:
+    """The split that a data set comes with; without a validation part, some of train is held out.
+
+    What is held out are whole groups, 15 % of those that fit (at least one), drawn by the seed; a
+    group without which a label would have none to fit on stays.
+
+    Args:
+        parts: ``"train"``, ``"validation"`` or ``"test"`` of each utterance; others are left out.
+        groups: what must not be in two parts, of each utterance.
+        labels: of each utterance.
+        seed: of what is held out.
+
+    Raises:
+        ArgumentError: nothing to fit or nothing to validate on.
+    """
+    rows = range(len(parts))
+    split = Split(*([r for r in rows if parts[r] == part] for part in PARTS))
+    if split.validation or len(split.fit) < 2:
+        if not split.fit or not split.validation:
+            raise ArgumentError("parts", f"wants train and test, got {sorted(set(parts))}")
+        return split
+    names = sorted({groups[row] for row in split.fit})
+    wanted, held = max(1, round(0.15 * len(names))), set[str]()
+    left = Counter(labels[row] for row in split.fit)
+    for place in np.random.default_rng(seed).permutation(len(names)):
+        mine = Counter(labels[row] for row in split.fit if groups[row] == names[place])
+        if len(held) < wanted and all(left[label] > count for label, count in mine.items()):
+            held.add(names[place])
+            left -= mine
+    if not held:
+        raise ArgumentError("parts", "train has no group that can be held out to validate on")
+    return Split(
+        [row for row in split.fit if groups[row] not in held],
+        [row for row in split.fit if groups[row] in held],
+        split.test,
+    )

@@ -15,6 +15,7 @@ from speechft.errors import ArgumentError, ManifestError
 from speechft.evaluation.embeddings import Embeddings
 from speechft.evaluation.layouts import EvaluationData
 from speechft.evaluation.result import TaskResult
+from speechft.evaluation.splits import Split, given_split
 
 
 @dataclass
@@ -70,6 +71,29 @@ def where(manifest: Manifest, row: Utterance | None = None) -> tuple[str, int | 
     """File and line for a message."""
     source = str(manifest.source) if manifest.source is not None else "the manifest"
     return source, None if row is None else row.line
+
+
+def official_split(
+    data: EvaluationData, manifest: Manifest, labels: Sequence[str], seed: int
+) -> Split | None:
+    """The split that the data came with, as rows of ``manifest``; None: it came with none.
+
+    Raises:
+        ManifestError: a part has nothing that this task can use.
+    """
+    if not {"train", "test"} <= set(data.parts):
+        return None
+    part_of = {row.id: part for part, rows in data.parts.items() for row in rows}
+    groups = [str(row.label(data.groups) or row.id) if data.groups else row.id for row in manifest]
+    parts = [part_of[row.id] for row in manifest]
+    path, _ = where(manifest)
+    for part in ("train", "test"):
+        if part not in parts:
+            raise ManifestError(path, None, f"no utterance of {part!r} can be used by this task")
+    try:
+        return given_split(parts, groups, labels, seed)
+    except ArgumentError as error:
+        raise ManifestError(path, None, str(error)) from error
 
 
 def with_phones(manifest: Manifest) -> Manifest:

@@ -25,6 +25,7 @@ from speechft.evaluation.tasks.base import (
     chosen_layers,
     codes,
     labels_of,
+    official_split,
     where,
     whole,
 )
@@ -137,16 +138,10 @@ class Label(Task):
         return (vectors @ prototypes.T).argmax(1)
 
     def _splits(self, context: Context, data: _Data, label: str, seed: int) -> Iterator[Split]:
-        parts = context.data.parts
-        if {"train", "validation", "test"} <= set(parts):
-            sizes = {name: len(part) for name, part in parts.items()}
-            start, ranges = 0, {}
-            for name, size in sizes.items():
-                ranges[name] = list(range(start, start + size))
-                start += size
-            yield self._checked(
-                Split(ranges["train"], ranges["validation"], ranges["test"]), data, label
-            )
+        names_of = [data.names[number] for number in data.labels.tolist()]
+        given = official_split(context.data, data.manifest, names_of, seed)
+        if given is not None:
+            yield self._checked(given, data, label)
             return
         groups = self.groups or context.data.groups
         if groups is None:

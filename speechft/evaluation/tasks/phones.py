@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from speechft.data import Manifest
+from speechft.errors import ManifestError
 from speechft.evaluation.conditions import UNCHANGED
 from speechft.evaluation.embeddings import Frames
 from speechft.evaluation.probes import PENALTIES, LinearProbe, fit_linear
 from speechft.evaluation.result import TaskResult, figures_of_layers
 from speechft.evaluation.splits import Split, random_split
 from speechft.evaluation.tasks.alignment import frame_labels, phones_of
-from speechft.evaluation.tasks.base import Context, Task, chosen_layers, where, whole, with_phones
+from speechft.evaluation.tasks.base import (
+    Context,
+    Task,
+    chosen_layers,
+    official_split,
+    where,
+    whole,
+    with_phones,
+)
 
 
 @dataclass(frozen=True)
@@ -97,17 +106,10 @@ class Phones(Task):
         return result
 
     def _split(self, context: Context, manifest: Manifest, seed: int) -> Split:
-        parts = context.data.parts
-        if {"train", "validation", "test"} <= set(parts):
-            part_of = {row.id: part for part, rows in parts.items() for row in rows}
-            sides = {"train": [], "validation": [], "test": []}  # type: dict[str, list[int]]
-            for index, row in enumerate(manifest):
-                if part_of[row.id] in sides:
-                    sides[part_of[row.id]].append(index)
-            return Split(*sides.values())
+        given = official_split(context.data, manifest, [""] * len(manifest), seed)
+        if given is not None:
+            return given
         if len(manifest) < 3:
-            from speechft.errors import ManifestError
-
             path, _ = where(manifest)
             raise ManifestError(path, None, f"{len(manifest)} utterances with phones; wants 3")
         return random_split([row.id for row in manifest], seed, test=self.test)

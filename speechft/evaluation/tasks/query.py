@@ -46,7 +46,7 @@ class Query(Task):
 
     layers: tuple[int, ...] | None = None
     conditions: tuple[str, ...] = ("speed 0.85", "speed 1.15", "pitch -3", "pitch +3")
-    phones: int = 8
+    phones: int = 5
     max_queries: int = 60
     distance: FrameDistance = "cosine"
 

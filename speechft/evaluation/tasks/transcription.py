@@ -20,7 +20,14 @@ from speechft.evaluation.metrics import error_rate
 from speechft.evaluation.result import Figure, TaskResult
 from speechft.evaluation.splits import Split, random_split
 from speechft.evaluation.tasks.alignment import PAUSES, phones_of
-from speechft.evaluation.tasks.base import Context, Task, chosen_layers, where, whole
+from speechft.evaluation.tasks.base import (
+    Context,
+    Task,
+    chosen_layers,
+    official_split,
+    where,
+    whole,
+)
 
 _BLANK = 0
 
@@ -119,15 +126,9 @@ class Transcription(Task):
         return result
 
     def _split(self, context: Context, manifest: Manifest, seed: int) -> Split:
-        parts = context.data.parts
-        if {"train", "validation", "test"} <= set(parts):
-            part_of = {row.id: part for part, rows in parts.items() for row in rows}
-            rows = range(len(manifest))
-            sides = [
-                [i for i in rows if part_of[manifest[i].id] == part]
-                for part in ("train", "validation", "test")
-            ]
-            return Split(*sides)
+        given = official_split(context.data, manifest, [""] * len(manifest), seed)
+        if given is not None:
+            return given
         return random_split([row.id for row in manifest], seed, test=self.test)
 
     def _train(

@@ -1,0 +1,1 @@
+"""How ``speechft/hubert-mini`` was made: speech, targets, masked prediction, probes."""
