@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def make_targets(
     """Targets (F,) int16 of the stream, -100 where a frame has none, and the centres."""
     path = folder / f"targets-{stage.name}.pt"
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = _load(path, stage)
         return saved["targets"], saved["centres"]
     features = list(_features(stream, stage, encoder))
     frames = torch.cat(features)
@@ -100,7 +101,7 @@ def make_targets(
     targets = torch.full((stream.total_frames,), -100, dtype=torch.int16)
     for start, feature in zip(stream.starts, features, strict=True):
         targets[start : start + len(feature)] = assign(feature, centres)
-    _save({"targets": targets, "centres": centres}, path)
+    _save({"targets": targets, "centres": centres, "stage": asdict(stage)}, path)
     used = len(set(targets[targets >= 0].tolist()))
     print(f"{stage.name}: {used} clusters of {len(frames)} frames, inertia {inertia:.3f}")
     return targets, centres
@@ -170,7 +171,7 @@ def train(
     path = folder / f"checkpoint-{stage.name}.pt"
     first = 0
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = _load(path, stage)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -199,9 +200,25 @@ def train(
             state = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(), "step": step + 1,
+                "stage": asdict(stage),
             }  # fmt: skip
             _save(state, path)
     return encoder.cpu().eval()
+
+
+def _load(path: Path, stage: Stage) -> dict[str, Any]:
+    """A file of this stage.
+
+    Raises:
+        ValueError: it was written with other settings.
+    """
+    saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    if saved.get("stage") != asdict(stage):
+        raise ValueError(
+            f"{path} was written with other settings of the stage {stage.name!r}; remove it, or "
+            "choose another folder"
+        )
+    return saved
 
 
 def _save(state: dict[str, object], path: Path) -> None:

@@ -1,7 +1,8 @@
 """What the encoder has learnt: the phone probe by layer, against log-mel and its own first weights.
 
-On three sets that pre-training never heard: sentences of a speaker it knows, a speaker it does not
-know in a language it knows, and a speaker and a language that it does not know.
+On three sets that pre-training never heard: sentences of a speaker it knows; a voice that it does
+not know, in a language it knows (and with texts that it has heard from others); and a voice and a
+language that it does not know.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor
 
 from speechft.data import Manifest, SpeechDataset, collate
-from speechft.errors import ArgumentError
+from speechft.errors import ArgumentError, AudioError, NonFiniteError
 from speechft.evaluation.conditions import UNCHANGED, Condition
 from speechft.models.encoder import EncoderOutput
 
-_FORMAT = 1  # of the cache; raised when the same model and data would give something else
+_FORMAT = 2  # of the cache; raised when the same model and data would give something else
 _SHARD_SECONDS = 600  # of speech in a file of the cache: what an interruption can cost
 _MEMORY_BYTES = 2 << 30  # of embeddings that are kept for the next task
 
@@ -119,12 +120,13 @@ class Embeddings:
 
         Raises:
             AudioError: an utterance cannot be used.
-            ArgumentError: a layer that does not exist.
+            ArgumentError: a layer that does not exist, or frames that memory does not hold.
         """
         chosen = self.layers if layers is None else tuple(layers)
         unknown = [layer for layer in chosen if layer not in self.layers]
         if unknown or not chosen:
             raise ArgumentError("layers", f"wants some of 0 to {self.layers[-1]}, got {layers}")
+        self._check_memory(manifest, len(chosen))
         values = self._embed(manifest, condition, chosen, pool=False)
         window = self.encoder.minimum_samples
         lengths = torch.tensor([window, window + 32_000])
@@ -144,6 +146,18 @@ class Embeddings:
                 progress=self.progress,
             )
         return self._datasets[key]
+
+    def _check_memory(self, manifest: Manifest, layers: int) -> None:
+        """Say now, not after hours, that so many frames do not fit."""
+        frames = int(self.encoder.frame_lengths(self.dataset(manifest).lengths).sum())
+        size = 4 * frames * layers * int(getattr(self.encoder, "hidden_size", 0))
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > 0.7 * there:
+            raise ArgumentError(
+                "layers",
+                f"{frames:,} frames of {layers} layers take {size / 2**30:.0f} GiB, and this "
+                f"machine has {there / 2**30:.0f}; choose fewer layers or less speech",
+            )
 
     def _embed(
         self, manifest: Manifest, condition: str, layers: tuple[int, ...], *, pool: bool
@@ -223,11 +237,26 @@ class Embeddings:
     ) -> list[Tensor]:
         samples = collate([dataset[index] for index in indices])
         waveforms, lengths = Condition.parse(condition)(samples["waveforms"], samples["lengths"])
+        for row, length in enumerate(lengths.tolist()):
+            if length < self.encoder.minimum_samples:
+                utterance = dataset.manifest[indices[row]]
+                raise AudioError(
+                    utterance.audio,
+                    f"has {length} samples at {condition!r}; the encoder needs "
+                    f"{self.encoder.minimum_samples}",
+                    utterance=utterance.id,
+                )
         device = _device(self.encoder)
         with torch.inference_mode():
             output = self.encoder(waveforms.to(device), lengths.to(device))
             states = [*output.hidden_states[:-1], output.last_hidden_state]
             stacked = torch.stack([states[layer].float() for layer in layers], 2)
+            whole = stacked.flatten(1).isfinite().all(1).tolist()
+            if not all(whole):
+                bad = dataset.manifest[indices[whole.index(False)]]
+                raise NonFiniteError(
+                    "model", f"gives NaN or infinity for utterance {bad.id!r} at {condition!r}"
+                )
             if pool:  # padded frames are zeros
                 means = stacked.sum(1) / output.lengths[:, None, None]
                 return list(means.cpu().unbind())
@@ -236,12 +265,19 @@ class Embeddings:
 
 
 def model_key(encoder: Any) -> str:
-    """Of the class, the settings and every weight: the same model gives the same key."""
-    digest = hashlib.sha256(type(encoder).__name__.encode())
-    config = getattr(encoder, "config", None)
-    if config is not None:
-        digest.update(config.to_json_string(use_diff=False).encode())
-    digest.update(repr((getattr(encoder, "do_normalize", False), encoder.sample_rate)).encode())
+    """Of the class, the kind of device, every weight, and what comes out for a fixed second.
+
+    What comes out stands for all that weights do not say: settings, adapters and their scale.
+    """
+    kind, device = type(encoder), _device(encoder)
+    name = f"{kind.__module__}.{kind.__qualname__} {device.type} {encoder.sample_rate}"
+    digest = hashlib.sha256(name.encode())
+    steps = torch.arange(encoder.sample_rate, dtype=torch.float64)
+    second = (0.3 * torch.sin(2e-5 * steps.square()) + 0.05).float()[None].to(device)
+    with torch.inference_mode():
+        output = encoder(second, torch.tensor([second.shape[1]], device=device))
+    for state in (*output.hidden_states, output.last_hidden_state):
+        digest.update(state.float().cpu().contiguous().numpy().tobytes())
     for name, tensor in sorted(encoder.state_dict().items()):
         raw = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
@@ -255,7 +291,11 @@ def data_key(manifest: Manifest) -> str:
     known: dict[Path, str] = {}
     for utterance in manifest:
         if utterance.audio not in known:
-            state = os.stat(utterance.audio)
+            try:
+                state = os.stat(utterance.audio)
+            except OSError as error:
+                reason = error.strerror or "cannot be read"
+                raise AudioError(utterance.audio, reason, utterance=utterance.id) from error
             name = utterance.audio.resolve()
             known[utterance.audio] = f"{name} {state.st_size} {state.st_mtime_ns}"
         segment = (utterance.id, utterance.start, utterance.end)
@@ -272,23 +312,37 @@ def _device(encoder: Any) -> torch.device:
 
 def _read(file: Path, count: int) -> list[Tensor] | None:
     """The tensors of a shard; None if it is not there or not whole."""
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(file)
+        with safe_open(file, "pt") as opened:
+            expected = (opened.metadata() or {}).get("sha256")
     except (FileNotFoundError, SafetensorError):
         return None
-    return [tensors[str(row)] for row in range(count)] if len(tensors) == count else None
+    if len(tensors) != count:
+        return None
+    values = [tensors[str(row)] for row in range(count)]
+    return values if _digest(values) == expected else None
 
 
 def _write(file: Path, values: list[Tensor]) -> None:
     """Whole or not at all."""
     from safetensors.torch import save_file
 
-    part = file.with_suffix(f".{os.getpid()}.part")
-    save_file({str(row): value.contiguous() for row, value in enumerate(values)}, part)
-    part.replace(file)
+    tensors = {str(row): value.contiguous() for row, value in enumerate(values)}
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix="writing-") as folder:
+        part = Path(folder) / file.name
+        save_file(tensors, part, metadata={"sha256": _digest(values)})
+        part.replace(file)
+
+
+def _digest(values: list[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class _Bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ def draw(result: TaskResult, folder: Path) -> list[Path]:
         det({"": result.curves["det"]}, path)
         written.append(path)
     for space, vectors, labels, factor in result.curves.get("maps", ()):
+        if min(vectors.shape) < 4:
+            continue
         path = folder / f"{result.task}-{space}.png"
         scatter(vectors, labels, path, title=f"{space} of {result.data}, t-SNE, by {factor}")
         written.append(path)
@@ -50,7 +53,8 @@ def layer_curves(results: dict[str, TaskResult], path: str | Path, *, title: str
     conditions = list(dict.fromkeys(figure.condition for figure in first.figures))
     colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     for axis, (name, of) in zip(axes[0], metrics, strict=True):
-        for style, (model, result) in zip(("-", "--", ":", "-."), results.items(), strict=False):
+        styles = itertools.cycle(("-", "--", ":", "-."))
+        for style, (model, result) in zip(styles, results.items(), strict=False):
             lines: dict[str, list[Figure]] = defaultdict(list)
             for figure in result.figures:
                 if (figure.name, figure.of) == (name, of) and figure.layer is not None:

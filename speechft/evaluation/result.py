@@ -69,6 +69,7 @@ class TaskResult:
         figures: what was found.
         counts: how much of what there was: utterances, trials, frames, classes.
         notes: what a reader of the figures has to know.
+        settings: of the task.
         curves: points of curves to draw, by name.
         plots: pictures written.
     """
@@ -79,6 +80,7 @@ class TaskResult:
     figures: list[Figure] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
     plots: list[Path] = field(default_factory=list)
 
@@ -114,7 +116,7 @@ class TaskResult:
         """As it is written to JSON."""
         return {
             "task": self.task, "protocol": self.protocol, "data": self.data,
-            "counts": self.counts, "notes": self.notes,
+            "settings": self.settings, "counts": self.counts, "notes": self.notes,
             "figures": [figure.to_dict() for figure in self.figures],
             "plots": [path.name for path in self.plots],
         }  # fmt: skip
@@ -157,12 +159,14 @@ class EvaluationReport:
         results: by task.
         seconds: the wall time.
         output: the folder with ``evaluation.json`` and the pictures, if one was asked for.
+        seeds: what was drawn with.
     """
 
     model: str
-    results: Mapping[str, TaskResult]
+    results: dict[str, TaskResult]
     seconds: float
     output: Path | None = None
+    seeds: tuple[int, ...] = ()
 
     def __getitem__(self, task: str) -> TaskResult:
         return self.results[task]
@@ -170,18 +174,32 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """As ``evaluation.json`` has it."""
         tasks = [result.to_dict() for result in self.results.values()]
-        return {"model": self.model, "seconds": round(self.seconds, 2), "tasks": tasks}
+        return {
+            "model": self.model, "seeds": list(self.seeds), "seconds": round(self.seconds, 2),
+            "tasks": tasks,
+        }  # fmt: skip
 
     def write(self, folder: Path) -> Path:
         """Write ``evaluation.json`` whole or not at all."""
         path = folder / "evaluation.json"
         part = folder / "evaluation.json.part"
-        part.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        part.write_text(
+            json.dumps(_finite(self.to_dict()), indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
         part.replace(path)
         return path
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.results.values()))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def figures_of_layers(

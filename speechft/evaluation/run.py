@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,14 @@ from speechft.errors import ArgumentError, ConfigError
 from speechft.evaluation.embeddings import Embeddings, FrameEncoder
 from speechft.evaluation.layouts import EvaluationData, read_evaluation_data
 from speechft.evaluation.log_mel import LogMel
-from speechft.evaluation.result import EvaluationReport, TaskResult
+from speechft.evaluation.result import EvaluationReport
 from speechft.evaluation.tasks import TASKS, Context, Task
 
 
 def evaluate(
     *,
     model: str | Path | FrameEncoder,
-    tasks: Sequence[str | Task],
+    tasks: str | Task | Sequence[str | Task],
     data: str | Path | Manifest | EvaluationData = "embedded",
     layout: str = "auto",
     output: str | Path | None = None,
@@ -59,39 +61,68 @@ def evaluate(
         ManifestError, AudioError: the data, or what a task needs of it; naming file and line.
         ArgumentError: the model, the seeds, a setting of a task.
     """
-    chosen = [_task(task) for task in tasks] if not isinstance(tasks, str) else [_task(tasks)]
+    asked = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    chosen = [_task(task) for task in asked]
     if not chosen:
         raise ConfigError(f"tasks: there are none to do; known: {', '.join(TASKS)}")
     twice = [task.name for task in chosen if [t.name for t in chosen].count(task.name) > 1]
     if twice:
         raise ConfigError(f"tasks: {twice[0]!r} is there twice")
     drawn = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not drawn:
-        raise ArgumentError("seeds", f"wants one or more, got {seeds!r}")
+    if not drawn or min(drawn) < 0 or len(set(drawn)) < len(drawn):
+        raise ArgumentError("seeds", f"wants one or more, different, from 0 on; got {seeds!r}")
     start = time.perf_counter()
     read = data if isinstance(data, EvaluationData) else read_evaluation_data(data, layout=layout)
-    encoder, name = _encoder(model, device)
+    if output is not None and plots:
+        _check_plots(chosen)
+    encoder, name, restore = _encoder(model, device)
     folder = None if output is None else Path(output)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         cache = folder / "embeddings" if cache is None else cache
-    embeddings = Embeddings(encoder, cache=cache, batch_seconds=batch_seconds, progress=progress)
-    context = Context(embeddings, read, drawn, folder)
-    results: dict[str, TaskResult] = {}
-    for task in chosen:
-        began = time.perf_counter()
-        result = results[task.name] = task.run(context)
-        result.notes += [f"{count} rows left out: {why}" for why, count in read.left_out.items()]
-        if progress or (progress is None and sys.stderr.isatty()):
-            print(f"  {task.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        if folder is not None and plots:
-            from speechft.evaluation.plots import draw
-
-            results[task.name].plots = draw(results[task.name], folder)
-    report = EvaluationReport(name, results, time.perf_counter() - start, folder)
-    if folder is not None:
-        report.write(folder)
+    report = EvaluationReport(name, {}, 0.0, folder, drawn)
+    try:
+        embeddings = Embeddings(
+            encoder, cache=cache, batch_seconds=batch_seconds, progress=progress
+        )
+        context = Context(embeddings, read, drawn, folder)
+        for task in chosen:
+            _run(task, context, report, plots=plots, progress=progress)
+            report.seconds = time.perf_counter() - start
+            if folder is not None:
+                report.write(folder)  # what is done is not lost if a later task fails
+    finally:
+        restore()
     return report
+
+
+def _run(
+    task: Task, context: Context, report: EvaluationReport, *, plots: bool, progress: bool | None
+) -> None:
+    """One task, into the report."""
+    began = time.perf_counter()
+    result = report.results[task.name] = task.run(context)
+    result.settings = asdict(task)
+    left_out = context.data.left_out.items()
+    result.notes += [f"{count} rows left out: {why}" for why, count in left_out]
+    if progress or (progress is None and sys.stderr.isatty()):
+        print(f"  {task.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    if context.output is not None and plots:
+        from speechft.evaluation.plots import draw
+
+        report.write(context.output)
+        result.plots = draw(result, context.output)
+
+
+def _check_plots(tasks: Sequence[Task]) -> None:
+    """Say now, not after hours, that pictures cannot be drawn."""
+    needed = ["matplotlib"] + ["sklearn"] * any(task.name == "leakage" for task in tasks)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"plots: {', '.join(missing)} not installed (pip install 'speechft[evaluate]'); "
+            "or ask for none"
+        )
 
 
 def _task(task: str | Task) -> Task:
@@ -104,18 +135,27 @@ def _task(task: str | Task) -> Task:
     return TASKS[task]()
 
 
-def _encoder(model: Any, device: str | torch.device | None) -> tuple[FrameEncoder, str]:
-    """On its device, in eval mode, with a name for the report."""
+def _encoder(
+    model: Any, device: str | torch.device | None
+) -> tuple[FrameEncoder, str, Callable[[], None]]:
+    """On its device, in eval mode; a name for the report; and what puts it back as it was."""
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("device", "there is no GPU that this torch can use")
     if isinstance(model, (str, Path)):
-        name = str(model)
-        if name == "log-mel":
+        if str(model) == "log-mel":
             encoder: Any = LogMel()
         else:
             from speechft.models import load
 
             encoder = load(model)
-    else:
-        encoder = model
-        name = f"{type(model).__name__} in memory"
-    return encoder.to(place).eval(), name
+        return encoder.to(place).eval(), str(model), lambda: None
+    before = next((t.device for t in (*model.parameters(), *model.buffers())), place)
+    training = {module: module.training for module in model.modules()}
+
+    def restore() -> None:
+        model.to(before)
+        for module, mode in training.items():
+            module.training = mode
+
+    return model.to(place).eval(), f"{type(model).__name__} in memory", restore

@@ -93,8 +93,11 @@ def given_split(
     names = sorted({groups[row] for row in split.fit})
     wanted, held = max(1, round(0.15 * len(names))), set[str]()
     left = Counter(labels[row] for row in split.fit)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for row in split.fit:
+        counts[groups[row]][labels[row]] += 1
     for place in np.random.default_rng(seed).permutation(len(names)):
-        mine = Counter(labels[row] for row in split.fit if groups[row] == names[place])
+        mine = counts[names[place]]
         if len(held) < wanted and all(left[label] > count for label, count in mine.items()):
             held.add(names[place])
             left -= mine

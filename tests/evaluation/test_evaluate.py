@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import speechft
+import speechft.errors
 from speechft.cli import main
 from speechft.errors import ArgumentError, ConfigError
 from speechft.evaluation import TASKS, EvaluationData, Figure, TaskResult
@@ -46,7 +47,7 @@ def test_a_second_run_encodes_nothing(manifest, tmp_path):
     assert calls
     calls.clear()
     second = speechft.evaluate(**arguments, plots=False)
-    assert not calls
+    assert len(calls) == 1  # a second of sound, to know the model
     assert first["label"].to_dict() == second["label"].to_dict()
 
 
@@ -72,6 +73,8 @@ def test_seeds_are_numbers_or_a_list(manifest):
         ({"tasks": ["phonse"]}, ConfigError, "did you mean 'phones'"),
         ({"tasks": ["label", Label("mood")]}, ConfigError, "'label' is there twice"),
         ({"tasks": ["label"], "seeds": 0}, ArgumentError, "seeds: wants one or more"),
+        ({"tasks": ["label"], "seeds": [0, 0]}, ArgumentError, "different"),
+        ({"tasks": ["label"], "seeds": [-1]}, ArgumentError, "from 0 on"),
         ({"tasks": ["label"], "batch_seconds": 0}, ArgumentError, "batch_seconds"),
     ],
 )
@@ -177,3 +180,40 @@ def test_the_det_picture_meets_its_diagonal_at_the_eer(tmp_path, monkeypatch):
     nearest = abs(alarms - misses).argmin()
     assert alarms[nearest] == pytest.approx(float(_deviate(eer(scores, labels))[0]), abs=0.02)
     assert misses[alarms.argmax()] < misses[alarms.argmin()]
+
+
+def test_what_is_done_is_kept_when_a_later_task_fails(manifest, tmp_path):
+    with pytest.raises(speechft.errors.ManifestError):
+        speechft.evaluate(
+            model=Loudness(), tasks=["spread", "keyword"], data=manifest, output=tmp_path
+        )
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [task["task"] for task in found["tasks"]] == ["spread"]
+
+
+def test_the_json_says_seeds_and_settings_and_is_json(manifest, tmp_path):
+    from speechft.evaluation import EvaluationReport
+
+    speechft.evaluate(
+        model=Loudness(), tasks=[Label("mood", shots=2)], data=manifest, seeds=[7, 8],
+        output=tmp_path, plots=False,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["seeds"] == [7, 8]
+    assert found["tasks"][0]["settings"]["shots"] == 2
+    result = TaskResult("t", "p", "d", [Figure("x", (float("nan"),))])
+    EvaluationReport("m", {"t": result}, 0.0).write(tmp_path)
+    assert "NaN" not in (tmp_path / "evaluation.json").read_text()
+
+
+def test_an_encoder_in_training_is_given_back_in_training(manifest):
+    encoder = speechft.models.tiny().train()
+    encoder.hf_model.feature_extractor.eval()
+    speechft.evaluate(model=encoder, tasks=["spread"], data=manifest, seeds=1)
+    assert encoder.training
+    assert not encoder.hf_model.feature_extractor.training
+
+
+def test_one_task_needs_no_list(manifest):
+    report = speechft.evaluate(model=Loudness(), tasks=Label("mood"), data=manifest, seeds=1)
+    assert list(report.results) == ["label"]

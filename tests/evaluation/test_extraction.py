@@ -76,7 +76,7 @@ def test_the_cache_gives_the_same_bits_and_no_model_is_run(manifest, tmp_path):
     calls = []
     encoder.register_forward_hook(lambda *_: calls.append(1))
     second = Embeddings(encoder, cache=tmp_path, progress=False).frames(manifest)
-    assert not calls
+    assert len(calls) == 1  # a second of sound, to know the model
     assert all(map(torch.equal, first.values, second.values))
 
 
@@ -87,7 +87,7 @@ def test_a_stopped_extraction_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def stop(module, args, output):
         seen.append(len(args[0]))
-        if len(seen) == 3:
+        if len(seen) == 1 + 3:
             raise KeyboardInterrupt
 
     hook = encoder.register_forward_hook(stop)
@@ -99,7 +99,7 @@ def test_a_stopped_extraction_goes_on_where_it_was(tmp_path, monkeypatch):
     calls = []
     encoder.register_forward_hook(lambda *_: calls.append(1))
     resumed = Embeddings(encoder, cache=tmp_path, progress=False, batch_seconds=1).pooled(manifest)
-    assert len(calls) == 6 - done
+    assert len(calls) == 1 + 6 - done
     whole = Embeddings(encoder, progress=False, batch_seconds=1).pooled(manifest)
     assert torch.equal(resumed, whole)
 
@@ -166,3 +166,76 @@ def test_log_mel_of_a_tone_peaks_at_its_band():
         high = 2595 * torch.log10(1 + torch.tensor(8000 / 700))
         band = (mel - low) / (high - low) * 41 - 1
         assert abs(float(frame.argmax()) - float(band)) <= 1
+
+
+def test_a_damaged_number_in_a_shard_is_noticed(manifest, tmp_path):
+    encoder = tiny()
+    first = Embeddings(encoder, cache=tmp_path, progress=False).pooled(manifest)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 0x40
+    shard.write_bytes(content)
+    assert torch.equal(Embeddings(encoder, cache=tmp_path, progress=False).pooled(manifest), first)
+
+
+def test_what_weights_do_not_say_is_in_the_key():
+    """An adapter's scale, say, which is an attribute and not a tensor."""
+
+    class Scaled(LogMel):
+        scale = 1.0
+
+        def forward(self, waveforms, lengths=None, **_):
+            output = super().forward(waveforms, lengths)
+            states = tuple(self.scale * state for state in output.hidden_states)
+            return output._replace(hidden_states=states, last_hidden_state=states[-1])
+
+    one, two = Scaled(), Scaled()
+    assert model_key(one) == model_key(two)
+    two.scale = 0.5
+    assert model_key(one) != model_key(two)
+
+
+def test_a_clip_that_a_condition_makes_too_short_is_named(tmp_path):
+    import soundfile
+
+    from speechft.data import Utterance
+    from speechft.errors import AudioError
+
+    path = tmp_path / "short.wav"
+    soundfile.write(path, torch.randn(600).numpy() * 0.1, 16_000)
+    clip = Manifest([Utterance("tiny", path)])
+    embeddings = Embeddings(LogMel(), progress=False)
+    assert embeddings.pooled(clip).shape == (1, 1, 80)
+    with pytest.raises(AudioError, match=r"short\.wav \(utterance 'tiny'\): has 480 samples"):
+        embeddings.pooled(clip, "speed 1.25")
+
+
+def test_a_model_that_gives_nan_is_named_with_the_utterance(manifest):
+    from speechft.errors import NonFiniteError
+
+    class Broken(LogMel):
+        def forward(self, waveforms, lengths=None, **_):
+            output = super().forward(waveforms, lengths)
+            state = output.last_hidden_state.clone()
+            state[-1, 0, 0] = float("nan")
+            return output._replace(hidden_states=(state,), last_hidden_state=state)
+
+    with pytest.raises(NonFiniteError, match="gives NaN or infinity for utterance 'festvox-ru/"):
+        Embeddings(Broken(), progress=False).pooled(manifest)
+
+
+def test_a_file_that_is_gone_is_an_error_that_names_it(tmp_path):
+    from speechft.data import Utterance
+    from speechft.errors import AudioError
+
+    with pytest.raises(AudioError, match="No such file"):
+        data_key(Manifest([Utterance("a", tmp_path / "gone.wav")]))
+
+
+def test_frames_that_memory_cannot_hold_are_refused_before_any_is_made(manifest, monkeypatch):
+    encoder = tiny()
+    embeddings = Embeddings(encoder, progress=False)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 50}.__getitem__)
+    encoder.register_forward_hook(lambda *_: pytest.fail("encoded"))
+    with pytest.raises(ArgumentError, match="choose fewer layers or less speech"):
+        embeddings.frames(manifest)

@@ -108,3 +108,20 @@ def test_without_one_whole_groups_of_train_are_held_out_and_no_class_is_lost():
     assert len(held) > 5
     with pytest.raises(ArgumentError, match="no group that can be held out"):
         given_split(["train", "train", "test"], list("abc"), ["x", "y", "x"], 0)
+
+
+def test_a_constant_that_moves_at_the_test_does_not_count():
+    features, labels = problem()
+    fitted = torch.cat([features, torch.full((400, 1), -23.03)], 1)
+    moved = torch.cat([features, -23.03 + 1e-3 * torch.randn(400, 1)], 1)
+    probe = fit_linear(fitted, labels, classes=4)
+    assert torch.equal(probe.predict(fitted), probe.predict(moved))
+
+
+def test_nan_in_features_is_an_error():
+    from speechft.errors import NonFiniteError
+
+    features, labels = problem()
+    features[3, 2] = float("nan")
+    with pytest.raises(NonFiniteError, match="features"):
+        fit_linear(features, labels, classes=4)

@@ -267,3 +267,134 @@ def test_transcription_of_characters_counts_words_too(manifest):
 def test_a_layer_that_does_not_exist_is_an_error(manifest, task):
     with pytest.raises(ArgumentError, match="layers: wants some of 0 to 1"):
         run(task(layers=(2,)), manifest)
+
+
+def test_retrieval_leaves_out_what_has_no_text(tmp_path):
+    from dataclasses import replace
+
+    rows = list(corpus(tmp_path, utterances=8))
+    texts = ["same", "same", *[None] * 6]
+    rows = [replace(row, text=text) for row, text in zip(rows, texts, strict=True)]
+    result = run(Retrieval(), Manifest(rows))
+    assert result.counts == {"utterances": 2, "queries": 2}
+    assert "6 utterances have no text or no speaker" in result.notes[0]
+
+
+def test_trials_are_about_the_part_all_wherever_it_stands(manifest):
+    rows = list(manifest)
+    trials = TrialList(
+        np.array([0, 0, 1], np.int32), np.array([3, 1, 2], np.int32), np.array([True, False, False])
+    )
+    parts = {"other": Manifest(rows[8:]), "all": Manifest(rows[:8])}
+    data = EvaluationData("two", parts, trials=trials)
+    result = run(Speaker(), data, encoder=Loudness(hears_speakers=True))
+    assert result.figure("EER", layer=1).mean == 0
+
+
+def test_shots_are_of_classes_that_are_fitted(manifest):
+    """A class that only validates has no prototype, and takes nothing from the others."""
+    rows = list(manifest)
+    low, middle, high = (
+        [row for row in rows if row.speaker == s] for s in ("low", "middle", "high")
+    )
+    parts = {
+        "train": Manifest([*low[:2], *middle[:2]]),
+        "validation": Manifest([low[2], middle[2], high[0]]),
+        "test": Manifest([low[3], middle[3]]),
+    }
+    data = EvaluationData("parts", parts)
+    result = run(Label("speaker"), data, encoder=Loudness(hears_speakers=True))
+    assert result.figure("1-shot", layer=1).mean == 1.0
+
+
+def test_a_group_with_a_label_of_its_own_is_named(manifest):
+    from dataclasses import replace
+
+    rows = [replace(row, factors={"tongue": row.speaker}) for row in manifest]
+    with pytest.raises(ManifestError, match=r"tongue '.*' is in speaker '.*' only"):
+        run(Label("tongue", groups="speaker"), Manifest(rows))
+
+
+def test_a_query_without_a_relevant_document_does_not_count(manifest):
+    rows = list(manifest)
+    data = EvaluationData(
+        "given",
+        {"queries": Manifest(rows[:4]), "documents": Manifest(rows[2:])},
+        relevance=frozenset({(row.id, row.id) for row in rows[2:4]}),
+    )
+    result = run(Query(), data)
+    assert result.figure("top-1").mean == 1.0
+    assert result.notes == ["2 queries have no relevant document and do not count"]
+
+
+def test_a_text_without_letters_is_left_out(tmp_path):
+    from dataclasses import replace
+
+    rows = list(corpus(tmp_path, utterances=9))
+    rows[0] = replace(rows[0], text="... !")
+    task = Transcription(units="characters", steps=2, hidden=8)
+    result = run(task, Manifest(rows), seeds=1)
+    assert result.counts["utterances"] == 8
+    assert result.notes == ["1 utterances have no characters and are left out"]
+
+
+def test_parts_are_never_mixed(manifest):
+    rows = list(manifest)
+    parts = {"validation": Manifest(rows[:6]), "test": Manifest(rows[6:])}
+    for task in (Phones(), Label("speaker"), Transcription()):
+        with pytest.raises(ManifestError, match="no utterance of 'train'"):
+            run(task, EvaluationData("halves", parts))
+
+
+def test_a_line_is_that_of_the_part_s_own_file(tmp_path):
+    from dataclasses import replace
+
+    manifests = []
+    for number in range(2):
+        folder = tmp_path / f"part{number}"
+        folder.mkdir()
+        manifests.append(corpus(folder, utterances=6, seed=number))
+    test = [replace(row, id=f"test-{row.id}") for row in manifests[1]]
+    test[4] = replace(test[4], factors={})
+    parts = {
+        "train": manifests[0],
+        "test": Manifest(test, source=manifests[1].source),
+    }
+    with pytest.raises(ManifestError, match=r"part1.*manifest\.jsonl, line 5: utterance 'test-u4'"):
+        run(Label("mood"), EvaluationData("two files", parts))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Phones(conditions=()),
+        lambda: Phones(conditions=("speed 1.1", "speed 1.10")),
+        lambda: Phones(conditions="unchanged"),
+        lambda: Phones(penalties=()),
+        lambda: Phones(test=0.9),
+        lambda: Query(phones=0),
+        lambda: Transcription(steps=1),
+        lambda: Label(condition="louder"),
+    ],
+)
+def test_settings_out_of_range_are_typed_errors(make):
+    with pytest.raises(ArgumentError):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("subspaces", "message"),
+    [
+        ((("gone", 500, 600),), "there are 6"),
+        ((("empty", 3, 3),), "dimensions 3 to 3"),
+        ((("a/b", 0, 3),), "cannot name a picture"),
+        ((("a", 0, 3), ("a", 3, 6)), "two have one name"),
+    ],
+)
+def test_subspaces_that_are_not_there_are_errors(manifest, subspaces, message):
+    with pytest.raises(ArgumentError, match=message):
+        run(Leakage(subspaces=subspaces), manifest)
+
+
+def test_leakage_needs_no_language(manifest):
+    assert run(Leakage(), manifest).figure("EER", of="speaker from whole").values

@@ -156,3 +156,11 @@ def test_the_split_holds_out_the_probed_sentences():
     assert set(split["probe"]["festvox-ru"]) <= set(split["held_out"]["festvox-ru"])
     assert len(split["probe"]["festvox-ru"]) == 120
     assert {"carlo-flora", "ivrvoice-ru"} <= set(split["held_out"]["speakers"])
+
+
+def test_files_of_other_settings_are_refused(stream, tmp_path):
+    from dataclasses import replace
+
+    train(stream, STAGE, tiny(seed=3, config=NO_DROPOUT), tmp_path)
+    with pytest.raises(ValueError, match="other settings of the stage 'mfcc'"):
+        train(stream, replace(STAGE, learning_rate=1e-4), tiny(seed=3), tmp_path)

@@ -9,14 +9,22 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from speechft.data import Manifest
+from speechft.data import Manifest, Utterance
 from speechft.errors import ArgumentError, ManifestError
 from speechft.evaluation.conditions import UNCHANGED
 from speechft.evaluation.metrics import abx, retrieval, sample_items
 from speechft.evaluation.result import TaskResult, figures_of_layers
 from speechft.evaluation.search import dtw_distances
 from speechft.evaluation.tasks.alignment import Segment, cut, join, runs
-from speechft.evaluation.tasks.base import Context, Task, chosen_layers, where, whole, with_phones
+from speechft.evaluation.tasks.base import (
+    Context,
+    Task,
+    chosen_layers,
+    kept,
+    where,
+    whole,
+    with_phones,
+)
 
 CHANGED = ("speed 0.85", "speed 1.15", "pitch -3", "pitch +3")
 """Conditions that stand in for other voices where a corpus has no text in two of them."""
@@ -59,12 +67,13 @@ class Retrieval(Task):
 
     def run(self, context: Context) -> TaskResult:
         """See :class:`Task`."""
-        manifest = whole(context.data)
+        every = manifest = whole(context.data)
         parallel = _parallel(manifest, self.content, self.voice)
         layers = chosen_layers(self.layers, context.embeddings)
         maps: dict[tuple[int, str], list[float]] = defaultdict(list)
         tops: dict[tuple[int, str], list[float]] = defaultdict(list)
         if parallel:
+            manifest = kept(every, lambda row: _says(row, self.content) and _says(row, self.voice))
             pooled = context.embeddings.pooled(manifest)
             labels = [str(row.label(self.content)) for row in manifest]
             voices = [str(row.label(self.voice)) for row in manifest]
@@ -80,6 +89,13 @@ class Retrieval(Task):
         result = self.result(context, f"{protocol}; cosine of mean vectors")
         result.figures = figures_of_layers("MAP", maps) + figures_of_layers("top-1", tops)
         result.counts = counts
+        if len(manifest) < len(every) and parallel:
+            without = len(every) - len(manifest)
+            result.notes.append(
+                f"{without} utterances have no {self.content} or no {self.voice} and are left out"
+            )
+        if parallel and self.conditions != CHANGED:
+            result.notes.append("there are other voices, so no condition stands in for one")
         return result
 
     def _segments(
@@ -143,7 +159,7 @@ class ABX(Task):
         manifest = with_phones(whole(context.data))
         layers = chosen_layers(self.layers, context.embeddings)
         speakers = [row.speaker or "" for row in manifest]
-        natural = len(set(speakers)) > 1
+        natural = len(set(speakers)) > 1 and all(speakers)
         segments, contexts = _phones_in_context(manifest)
         labels = [segment.phones[0] for segment in segments]
         voices_of = [speakers[segment.utterance] for segment in segments]
@@ -181,11 +197,13 @@ class ABX(Task):
                         across=True,
                     )
                     errors[layer, condition].append(found.error)
-                    triples += found.triples
+                    triples = max(triples, found.triples)
         between = "speakers" if natural else "conditions"
         result = self.result(context, f"phones across {between}; DTW of cosines")
         result.figures = figures_of_layers("error", errors, higher_is_better=False)
         result.counts = {"phones": len(set(labels)), "tokens": len(labels), "triples": triples}
+        if natural and self.conditions != CHANGED:
+            result.notes.append("there are other speakers, so no condition stands in for one")
         return result
 
 
@@ -193,9 +211,14 @@ def _parallel(manifest: Manifest, content: str, voice: str) -> bool:
     """Whether some content is there in two voices."""
     voices: dict[Any, set[Any]] = defaultdict(set)
     for row in manifest:
-        if row.label(content) not in (None, "") and row.label(voice) is not None:
+        if _says(row, content) and _says(row, voice):
             voices[row.label(content)].add(row.label(voice))
     return any(len(said_by) > 1 for said_by in voices.values())
+
+
+def _says(row: Utterance, label: str) -> bool:
+    """Whether a label is there."""
+    return row.label(label) not in (None, "")
 
 
 def _phones_in_context(manifest: Manifest) -> tuple[list[Segment], list[str]]:

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from speechft.data import Manifest
 from speechft.errors import ManifestError
@@ -17,13 +18,14 @@ from speechft.evaluation.conditions import UNCHANGED
 from speechft.evaluation.metrics import accuracy, macro_f1, micro_f1, uar
 from speechft.evaluation.probes import PENALTIES, fit_linear
 from speechft.evaluation.result import TaskResult, figures_of_layers
-from speechft.evaluation.splits import Split, stratified_split
+from speechft.evaluation.splits import Split, given_split, stratified_split
 from speechft.evaluation.tasks.base import (
     Context,
     Task,
     check_distinct,
     chosen_layers,
     codes,
+    describe_split,
     labels_of,
     official_split,
     where,
@@ -44,9 +46,10 @@ class Label(Task):
     The embedding is the mean over frames. The probe is logistic regression, its penalty chosen on
     validation utterances. Parts named train, validation and test are used as they are; with
     ``groups`` (or where the data names them: sessions of IEMOCAP) each group is left out in turn,
-    another one validates, and the predictions of all are scored together; otherwise the seed draws
-    utterances of each class. k-shot: the seed draws k fitting utterances a class, and a test
-    utterance goes to the class whose mean is nearest by cosine.
+    15 % of the others (at least one) validate, and the predictions of all are scored together;
+    otherwise the seed draws utterances of each class. k-shot: the seed draws k fitting utterances a
+    class, and a test utterance goes to the class whose mean is nearest by cosine, from the middle
+    of these means. A class with fewer than k to fit on has them all.
 
     Figures: accuracy, UAR (mean recall over classes), micro-F1, macro-F1, k-shot accuracy.
 
@@ -108,7 +111,9 @@ class Label(Task):
                 if self.shots:
                     values[f"{self.shots}-shot"][key].append(accuracy(true, torch.cat(shot)))
         result = self.result(
-            context, f"linear probe of {label!r} on mean vectors; penalty chosen on validation"
+            context,
+            f"linear probe of {label!r} on mean vectors; penalty chosen on validation; "
+            + (f"{folds} folds of groups" if folds > 1 else describe_split(context)),
         )
         for name in names_of:
             result.figures += figures_of_layers(name, values[name])
@@ -127,19 +132,19 @@ class Label(Task):
         self, fitted: Tensor, tested: Tensor, data: _Data, split: Split, seed: int
     ) -> Tensor:
         rng = np.random.default_rng(seed)
-        means = []
-        for number in range(len(data.names)):
+        means, numbers = [], sorted(set(data.labels[split.fit].tolist()))
+        for number in numbers:
             mine = [row for row in split.fit if data.labels[row] == number]
             chosen = rng.permutation(mine)[: self.shots].astype(np.int64)
             means.append(fitted[torch.from_numpy(chosen)].mean(0))
-        centre = fitted[split.fit].mean(0)
-        prototypes = torch.nn.functional.normalize(torch.stack(means) - centre, dim=1)
-        vectors = torch.nn.functional.normalize(tested[split.test] - centre, dim=1)
-        return (vectors @ prototypes.T).argmax(1)
+        prototypes = torch.stack(means)
+        centre = prototypes.mean(0)
+        nearest = normalize(tested[split.test] - centre, dim=1) @ normalize(prototypes - centre).T
+        return torch.tensor(numbers)[nearest.argmax(1)]
 
     def _splits(self, context: Context, data: _Data, label: str, seed: int) -> Iterator[Split]:
         names_of = [data.names[number] for number in data.labels.tolist()]
-        given = official_split(context.data, data.manifest, names_of, seed)
+        given = official_split(context, data.manifest, names_of, seed, groups=self.groups)
         if given is not None:
             yield self._checked(given, data, label)
             return
@@ -157,18 +162,18 @@ class Label(Task):
                 f"{groups!r} has {len(names)} values; one to test, one to validate and one to fit "
                 "need 3",
             )  # fmt: skip
-        order = np.random.default_rng(seed).permutation(len(names))
-        for place, number in enumerate(order):
-            test, validation = names[number], names[order[(place + 1) % len(names)]]
-            rows = range(len(group_of))
-            yield self._checked(
-                Split(
-                    [row for row in rows if group_of[row] not in (test, validation)],
-                    [row for row in rows if group_of[row] == validation],
-                    [row for row in rows if group_of[row] == test],
-                ),
-                data, label,
-            )  # fmt: skip
+        labels = [data.names[number] for number in data.labels.tolist()]
+        for test in names:
+            parts = ["test" if group == test else "train" for group in group_of]
+            lost = {labels[row] for row, part in enumerate(parts) if part == "test"}
+            lost -= {labels[row] for row, part in enumerate(parts) if part == "train"}
+            if lost:
+                row = next(r for r, g in enumerate(group_of) if g == test and labels[r] in lost)
+                path, line = where(data.manifest, data.manifest[row])
+                raise ManifestError(
+                    path, line, f"{label} {labels[row]!r} is in {groups} {test!r} only"
+                )
+            yield given_split(parts, group_of, labels, seed)
 
     def _checked(self, split: Split, data: _Data, label: str) -> Split:
         """Refuse a class that is tested and not fitted: no probe can know it.

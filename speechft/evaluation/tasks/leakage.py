@@ -20,6 +20,8 @@ from speechft.evaluation.result import Figure, TaskResult
 from speechft.evaluation.splits import stratified_split
 from speechft.evaluation.tasks.base import Context, Task, codes, where, whole
 
+_BLOCK = 1 << 16  # pairs scored at once
+
 
 @dataclass(frozen=True)
 class Leakage(Task):
@@ -40,7 +42,7 @@ class Leakage(Task):
             two values or more, one of them twice.
         layer: None: the last.
         subspaces: name -> (first, last + 1) dimensions of the layer; None: all of it.
-        max_pairs: of utterances for the EER, drawn by the seed where there are more.
+        max_pairs: of utterances for the EER, drawn by the first seed where there are more.
     """
 
     name: ClassVar[str] = "leakage"
@@ -59,6 +61,7 @@ class Leakage(Task):
             raise ArgumentError("layer", f"wants 0 to {context.embeddings.layers[-1]}, got {layer}")
         vectors = context.embeddings.pooled(manifest)[:, layer]
         subspaces = self.subspaces or (("whole", 0, vectors.shape[1]),)
+        self._check(subspaces, vectors.shape[1])
         labels = {name: _labels(manifest, name) for name in factors}
         result = self.result(context, "EER over pairs that differ in the other factors; probe")
         for space, first, last in subspaces:
@@ -76,6 +79,17 @@ class Leakage(Task):
         }
         return result
 
+    def _check(self, subspaces: tuple[tuple[str, int, int], ...], size: int) -> None:
+        for name, first, last in subspaces:
+            if not 0 <= first < last <= size:
+                raise ArgumentError(
+                    "subspaces", f"{name!r} is of dimensions {first} to {last}; there are {size}"
+                )
+            if not name or set(name) & set("/\\\0"):
+                raise ArgumentError("subspaces", f"{name!r} cannot name a picture")
+        if len({name for name, _, _ in subspaces}) < len(subspaces):
+            raise ArgumentError("subspaces", "two have one name")
+
     def _eer(
         self,
         context: Context,
@@ -88,8 +102,7 @@ class Leakage(Task):
     ) -> None:
         others = [name for name in labels if name != factor]
         rows = [i for i, label in enumerate(labels[factor]) if label is not None]
-        left, right = np.triu_indices(len(rows), 1)
-        left, right = np.array(rows)[left], np.array(rows)[right]
+        left, right = _pairs(np.array(rows), self.max_pairs, context.seeds[0])
         numbers = {name: _numbers(labels[name]) for name in labels}
         apart = np.ones(len(left), dtype=bool)
         for name in others:
@@ -107,14 +120,14 @@ class Leakage(Task):
             )
             return
         unit = normalize(vectors.double(), dim=1)
-        values = []
-        for seed in context.seeds if len(left) > self.max_pairs else context.seeds[:1]:
-            chosen = np.arange(len(left))
-            if len(left) > self.max_pairs:
-                chosen = np.random.default_rng(seed).permutation(len(left))[: self.max_pairs]
-            scores = (unit[left[chosen]] * unit[right[chosen]]).sum(1)
-            values.append(eer(scores, target[chosen]))
-        result.figures.append(Figure("EER", tuple(values), layer, of=of, higher_is_better=None))
+        scores = torch.cat(
+            [
+                (unit[left[at : at + _BLOCK]] * unit[right[at : at + _BLOCK]]).sum(1)
+                for at in range(0, len(left), _BLOCK)
+            ]
+        )
+        value = eer(scores, target)
+        result.figures.append(Figure("EER", (value,), layer, of=of, higher_is_better=None))
 
     def _probe(
         self,
@@ -146,11 +159,24 @@ class Leakage(Task):
         result.figures.append(Figure("chance", tuple(chance), layer, of=of, higher_is_better=None))
 
 
+def _pairs(
+    rows: NDArray[np.int64], most: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every pair of different rows or, where they are more than ``most``, some at random."""
+    if len(rows) * (len(rows) - 1) // 2 <= most:
+        left, right = np.triu_indices(len(rows), 1)
+    else:
+        left, right = np.random.default_rng(seed).integers(0, len(rows), (2, most))
+        left, right = left[left != right], right[left != right]
+    return rows[left], rows[right]
+
+
 def _factors(manifest: Manifest) -> tuple[str, ...]:
     names = ["speaker", "language", *sorted({name for row in manifest for name in row.factors})]
     found = []
     for name in names:
-        counts = Counter(label for label in _labels(manifest, name) if label is not None)
+        labels = [row.label(name) for row in manifest]
+        counts = Counter(label for label in labels if label is not None)
         if len(counts) >= 2 and counts.most_common(1)[0][1] >= 2:
             found.append(name)
     if not found:

@@ -22,6 +22,7 @@ from speechft.evaluation.tasks.base import (
     Context,
     Task,
     chosen_layers,
+    describe_split,
     official_split,
     where,
     whole,
@@ -68,7 +69,7 @@ class Phones(Task):
         result = self.result(
             context,
             "linear probe on frames of unchanged speech; penalty chosen on validation utterances; "
-            "accuracy over frames of other utterances",
+            f"accuracy over frames of other utterances; {describe_split(context)}",
         )
         spoken: dict[str, tuple[Frames, list[Tensor]]] = {}
         for condition in dict.fromkeys((UNCHANGED, *self.conditions)):
@@ -106,7 +107,7 @@ class Phones(Task):
         return result
 
     def _split(self, context: Context, manifest: Manifest, seed: int) -> Split:
-        given = official_split(context.data, manifest, [""] * len(manifest), seed)
+        given = official_split(context, manifest, [""] * len(manifest), seed)
         if given is not None:
             return given
         if len(manifest) < 3:

@@ -95,6 +95,11 @@ class Query(Task):
             )
             self._score(scores, relevant, None, layer, UNCHANGED, values)
         result.counts = {"queries": len(queries), "documents": len(documents)}
+        without = int((~relevant.any(1)).sum())
+        if without:
+            result.notes.append(f"{without} queries have no relevant document and do not count")
+        if self.conditions != Query.conditions:
+            result.notes.append("the queries are given, so no condition is put on them")
 
     def _drawn(
         self,
@@ -110,10 +115,11 @@ class Query(Task):
             for run in runs(manifest)
             for start in range(0, len(run) - self.phones + 1)
         ]
-        contained = {
-            segment.phones: [row for row, said in enumerate(spoken) if _has(said, segment.phones)]
-            for segment in found
-        }
+        contained: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for row, said in enumerate(spoken):
+            stretches = {tuple(said[at : at + self.phones]) for at in range(len(said))}
+            for phones in stretches:
+                contained[phones].append(row)
         recurring = [segment for segment in found if len(contained[segment.phones]) > 1]
         embeddings, queries = context.embeddings, 0
         documents = embeddings.frames(manifest, layers=layers)
@@ -161,12 +167,9 @@ class Query(Task):
         eligible = scores if counted is None else scores.masked_fill(~counted, -torch.inf)
         best = eligible.argmax(1)
         hits = relevant[torch.arange(len(best)), best]
+        # As in MTWV, a query without a relevant document does not count.
+        hits = hits[(relevant if counted is None else relevant & counted).any(1)]
         values["top-1", layer, condition].append(float(hits.double().mean()))
-
-
-def _has(said: list[str], phones: tuple[str, ...]) -> bool:
-    n = len(phones)
-    return any(tuple(said[start : start + n]) == phones for start in range(len(said) - n + 1))
 
 
 def _draw(pool: list[Segment], most: int, seed: int) -> list[Segment]:

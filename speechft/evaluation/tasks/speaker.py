@@ -53,7 +53,9 @@ class Speaker(Task):
 
     def run(self, context: Context) -> TaskResult:
         """See :class:`Task`."""
-        manifest = whole(context.data)
+        # The indices of a trial list are those of the part "all".
+        listed = context.data.trials is not None
+        manifest = context.data.parts["all"] if listed else whole(context.data)
         layers = chosen_layers(self.layers, context.embeddings)
         speakers: list[str] = []
         if context.data.trials is None:

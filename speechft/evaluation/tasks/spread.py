@@ -17,14 +17,14 @@ from speechft.evaluation.tasks.base import Context, Task, chosen_layers, whole
 
 @dataclass(frozen=True)
 class Spread(Task):
-    """Label-free: RankMe, deviation a dimension, and distance from frame to frame.
+    r"""Label-free: RankMe, deviation a dimension, and distance from frame to frame.
 
     Of frames drawn by the seed, evenly over all of the speech: RankMe
     (:func:`speechft.evaluation.metrics.rank_me`), between 1 and the number of dimensions, low where
-    the space has collapsed; the mean over dimensions of the standard deviation of unit vectors,
-    times the root of the number of dimensions, 1 where they fill the sphere
-    (:func:`speechft.evaluation.metrics.unit_std`). Over all frames: the mean of 1 - cosine of a
-    frame and the next, low where features hardly move.
+    the space has collapsed; the mean over dimensions of the standard deviation of unit vectors
+    (:func:`speechft.evaluation.metrics.unit_std`), :math:`1 / \sqrt{D}` where they fill the
+    sphere. Over all frames: the mean of 1 - cosine of a frame and the next, low where features
+    hardly move.
 
     Attributes:
         layers: None: all.
@@ -46,8 +46,9 @@ class Spread(Task):
         for layer in layers:
             key = (layer, UNCHANGED)
             rows = frames.layer(layer)
-            steps = [1 - (unit[1:] * unit[:-1]).sum(1) for unit in map(normalize, rows)]
-            values["frame step"][key] = [float(torch.cat(steps).mean())]
+            steps = torch.cat([1 - (u[1:] * u[:-1]).sum(1) for u in map(normalize, rows)])
+            if len(steps):
+                values["frame step"][key] = [float(steps.mean())]
             together = torch.cat(rows)
             drawn = context.seeds if len(together) > self.max_frames else context.seeds[:1]
             for name in names[:2]:

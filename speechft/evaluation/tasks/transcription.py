@@ -24,6 +24,8 @@ from speechft.evaluation.tasks.base import (
     Context,
     Task,
     chosen_layers,
+    describe_split,
+    kept,
     official_split,
     where,
     whole,
@@ -97,17 +99,20 @@ class Transcription(Task):
         units = self.units
         if units == "auto":
             units = "phones" if any(row.phones for row in every) else "characters"
-        rows = [row for row in every if (row.phones if units == "phones" else row.text)]
-        if len(rows) < 3:
+        manifest = kept(
+            every,
+            lambda row: (units != "phones" or row.phones is not None) and bool(_units(row, units)),
+        )
+        if len(manifest) < 3:
             path, _ = where(every)
-            lacks = "phones" if units == "phones" else "a text"
-            raise ManifestError(path, None, f"{len(rows)} utterances have {lacks}; wants 3 or more")
-        manifest = Manifest(rows, source=every.source)
+            raise ManifestError(path, None, f"{len(manifest)} utterances have {units}; wants 3")
         targets = [_units(row, units) for row in manifest]
         names = ["<blank>", *sorted({unit for target in targets for unit in target})]
         layers = chosen_layers(self.layers, context.embeddings)
         frames = context.embeddings.frames(manifest, layers=layers).values
-        result = self.result(context, f"CTC head over {units}, greedy decoding")
+        result = self.result(
+            context, f"CTC head over {units}, greedy decoding; {describe_split(context)}"
+        )
         values: dict[str, list[float]] = {}
         for seed in context.seeds:
             split = self._split(context, manifest, seed)
@@ -126,7 +131,7 @@ class Transcription(Task):
         return result
 
     def _split(self, context: Context, manifest: Manifest, seed: int) -> Split:
-        given = official_split(context.data, manifest, [""] * len(manifest), seed)
+        given = official_split(context, manifest, [""] * len(manifest), seed)
         if given is not None:
             return given
         return random_split([row.id for row in manifest], seed, test=self.test)
@@ -166,12 +171,23 @@ class Transcription(Task):
             optimizer.step()
             schedule.step()
             if (step + 1) % every == 0 or step + 1 == self.steps:
-                with torch.no_grad():
-                    now = float(_loss(head, frames, coded, split.validation))
+                now = self._validate(head, frames, coded, split.validation)
                 if now < best_loss:
                     best, best_loss = copy.deepcopy(head.state_dict()), now
         head.load_state_dict(best)
         return head
+
+    def _validate(
+        self, head: CTCHead, frames: list[Tensor], coded: list[Tensor], rows: list[int]
+    ) -> float:
+        """CTC loss a unit over all of these utterances."""
+        total, units = 0.0, 0
+        for batch in _batches(rows, frames, self.batch_seconds):
+            count = sum(len(coded[row]) for row in batch)
+            with torch.no_grad():
+                total += float(_loss(head, frames, coded, batch)) * count
+            units += count
+        return total / units
 
     def _test(
         self,
