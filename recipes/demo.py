@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import transformers
+
 from speechft.data import Manifest, embedded_corpus
 from speechft.evaluation import EvaluationData, evaluate
 from speechft.evaluation.plots import layer_curves
@@ -67,9 +69,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     settings = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     start = time.perf_counter()
     corpus = embedded_corpus()
     spoken = Manifest(row for row in corpus if row.phones is None)
@@ -92,9 +95,8 @@ def main() -> None:
             ),
         )  # fmt: skip
         refined = time.perf_counter() - began
-        for name, result in evaluate(
-            model=encoder, tasks=TASKS, data=data, seeds=[seed]
-        ).results.items():
+        found = evaluate(model=encoder, tasks=TASKS, data=data, seeds=[seed])
+        for name, result in found.results.items():
             after[name].append(result)
         print(
             f"  seed {seed}: loss {report.loss_before:.3f} → {report.loss_after:.3f} in "

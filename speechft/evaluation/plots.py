@@ -74,7 +74,13 @@ def layer_curves(results: dict[str, TaskResult], path: str | Path, *, title: str
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     if axes[0][0].get_legend_handles_labels()[1]:
-        axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes[0][-1].legend(
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            frameon=False,
+            handlelength=3.5,
+        )
     fig.suptitle(title or f"{first.task} on {first.data}", fontsize=11)
     fig.savefig(path, dpi=130)
     plt.close(fig)

@@ -103,6 +103,8 @@ def _run(
     began = time.perf_counter()
     result = report.results[task.name] = task.run(context)
     result.settings = asdict(task)
+    if len(context.data.parts) > 1 and not task.uses_parts and context.data.trials is None:
+        result.notes.append(f"all parts together: {', '.join(context.data.parts)}")
     left_out = context.data.left_out.items()
     result.notes += [f"{count} rows left out: {why}" for why, count in left_out]
     if progress or (progress is None and sys.stderr.isatty()):

@@ -398,3 +398,10 @@ def test_subspaces_that_are_not_there_are_errors(manifest, subspaces, message):
 
 def test_leakage_needs_no_language(manifest):
     assert run(Leakage(), manifest).figure("EER", of="speaker from whole").values
+
+
+def test_a_task_that_knows_no_parts_says_that_it_takes_all(manifest):
+    rows = list(manifest)
+    data = EvaluationData("two", {"train": Manifest(rows[:6]), "test": Manifest(rows[6:])})
+    assert run(Spread(), data).notes == ["all parts together: train, test"]
+    assert not run(Phones(), data).notes

@@ -47,9 +47,12 @@ class Task:
 
     Attributes:
         name: what :func:`speechft.evaluate` and the command line call it.
+        uses_parts: whether train, validation and test differ for it; if not, it takes all of them
+            together, and the result says so.
     """
 
     name: ClassVar[str]
+    uses_parts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         conditions = getattr(self, "conditions", (UNCHANGED,))

@@ -63,6 +63,7 @@ class Label(Task):
     """
 
     name: ClassVar[str] = "label"
+    uses_parts: ClassVar[bool] = True
 
     label: str | None = None
     groups: str | None = None

@@ -50,6 +50,7 @@ class Phones(Task):
     """
 
     name: ClassVar[str] = "phones"
+    uses_parts: ClassVar[bool] = True
 
     layers: tuple[int, ...] | None = None
     conditions: tuple[str, ...] = (UNCHANGED,)

@@ -43,6 +43,7 @@ class Query(Task):
     """
 
     name: ClassVar[str] = "query"
+    uses_parts: ClassVar[bool] = True
 
     layers: tuple[int, ...] | None = None
     conditions: tuple[str, ...] = ("speed 0.85", "speed 1.15", "pitch -3", "pitch +3")

@@ -26,6 +26,7 @@ from speechft.evaluation.tasks.base import (
 )
 
 _BLOCK = 1 << 20  # trials scored at once
+_CALIBRATION = 400_000  # trials to calibrate on, at most
 _PRIOR = 0.05  # of targets, for which scores are calibrated
 
 
@@ -137,7 +138,15 @@ def cross_calibrated(scores: NDArray[Any], targets: NDArray[Any], seed: int) -> 
         other = ~side
         if targets[other].all() or not targets[other].any():
             other = np.ones_like(side)  # a single target: nothing else to calibrate on
-        scale, offset = _calibrate(scores[other].astype(np.float64), targets[other])
+        chosen = np.flatnonzero(other)
+        if len(chosen) > _CALIBRATION:  # two numbers need no more
+            chosen = np.concatenate(
+                [
+                    rng.permutation(chosen[targets[chosen] == kind])[: _CALIBRATION // 2]
+                    for kind in (True, False)
+                ]
+            )
+        scale, offset = _calibrate(scores[chosen].astype(np.float64), targets[chosen])
         trials.update(scale * scores[side].astype(np.float64) + offset, targets[side])
     return trials
 

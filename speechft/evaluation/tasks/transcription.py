@@ -83,6 +83,7 @@ class Transcription(Task):
     """
 
     name: ClassVar[str] = "transcription"
+    uses_parts: ClassVar[bool] = True
 
     units: Literal["auto", "phones", "characters"] = "auto"
     layers: tuple[int, ...] | None = None
