@@ -1,4 +1,4 @@
-# make demo: set up and refine a model; make test: set up and test. Both make .venv when missing.
+# make demo: set up, refine a model, judge it before and after; make test: set up and test. Both make .venv when missing.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,8 +8,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type
 
 demo: $(VENV)/.installed
 	rm -rf runs/demo
-	$(BIN)/speechft refine score --model speechft/tiny-hubert --data embedded \
-		--steps 50 --learning-rate 1e-4 --output runs/demo
+	$(BIN)/python -m recipes.demo --output runs/demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q

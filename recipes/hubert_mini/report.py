@@ -26,7 +26,7 @@ PROBE = Phones(penalties=(3e-4, 3e-3))
 
 
 def report(folder: Path, speech: Path, output: Path, *, seeds: int = 3) -> None:
-    """Judge the model in ``folder``; writes ``probe.json``, ``probe.png`` and ``probe.md``.
+    """Judge the model in ``folder``; writes ``probe.json``, ``probe.md`` and a picture a set.
 
     Three quarters of each set of 120 fit and validate the probe and a quarter tests it; the seed
     draws which.
@@ -44,7 +44,7 @@ def report(folder: Path, speech: Path, output: Path, *, seeds: int = 3) -> None:
             )
         }
         layer_curves(
-            {model: found[name][model] for model in ("hubert-mini", "untrained")},
+            {model: found[name][model] for model in ("hubert-mini", "log-mel", "untrained")},
             output / f"probe-{name}.png", title=title,
         )  # fmt: skip
         print(table(found[name]), flush=True)

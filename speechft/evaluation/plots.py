@@ -66,6 +66,9 @@ def layer_curves(results: dict[str, TaskResult], path: str | Path, *, title: str
                 several = len(conditions) > 1
                 label = ", ".join(part for part in (model, condition if several else "") if part)
                 colour = colours[number % len(colours)]
+                if len(layers) == 1 and len(results) > 1:  # log-mel, say: a level to beat
+                    axis.axhline(means[0], ls=style, color="0.5", label=label or None)
+                    continue
                 axis.plot(layers, means, style, marker="o", ms=4, color=colour, label=label or None)
                 axis.fill_between(layers, means - spread, means + spread, color=colour, alpha=0.12)
         axis.set_xlabel("layer")

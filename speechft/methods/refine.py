@@ -24,7 +24,7 @@ from speechft.errors import ConfigError, InterruptedRun
 from speechft.methods import get
 from speechft.methods.base import Method, MethodConfig
 from speechft.methods.report import Report
-from speechft.models import Encoder, load, tiny
+from speechft.models import Encoder, load
 from speechft.training import TrainingSettings
 
 # The epoch of the perturbations under which the loss is taken before and after: no epoch of
@@ -82,7 +82,7 @@ def refine(
     checkpoint = _prepare_output(output, resume)
     device = device_of(training)
 
-    encoder = model if isinstance(model, Encoder) else _load(model)
+    encoder = model if isinstance(model, Encoder) else load(model)
     manifest = _read(data)
     dataset = SpeechDataset(
         manifest,
@@ -138,10 +138,6 @@ def refine(
     report.write(output / "report.json")
     os.remove(output / "start.json")
     return report
-
-
-def _load(name: str | Path) -> Encoder:
-    return tiny("hubert", size="demo") if name == "speechft/tiny-hubert" else load(name)
 
 
 def _read(data: str | Path | Manifest) -> Manifest:

@@ -14,6 +14,12 @@ from speechft.errors import ArgumentError
 from speechft.models.encoder import SUPPORTED, Encoder
 from speechft.models.saving import PREPROCESSOR_FILE
 
+EMBEDDED = {"speechft/hubert-mini": Path(__file__).parent / "hubert-mini"}
+"""Encoders that ship with speechft, by name."""
+
+UNTRAINED = "-untrained"
+"""After the name of one of them: the same architecture with the random weights it started from."""
+
 _CLASSES = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
 
 
@@ -32,6 +38,9 @@ def load(
     Args:
         name_or_path: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face Hub
             such as ``"facebook/hubert-base-ls960"``. The head of a fine-tuned model is left aside.
+            ``"speechft/hubert-mini"`` ships with speechft: 4.6 million parameters, pre-trained on
+            three hours of speech (its model card says on what); no network is used.
+            ``"speechft/hubert-mini-untrained"`` is what it was before: a floor to compare with.
         do_normalize: bring each waveform to zero mean and unit variance. None: what the model's
             ``preprocessor_config.json`` says, and False if it has none.
         spec_augment: keep SpecAugment masking in training mode.
@@ -46,6 +55,14 @@ def load(
     """
     from transformers import AutoConfig
 
+    name = os.fspath(name_or_path)
+    if name.removesuffix(UNTRAINED) in EMBEDDED and name.endswith(UNTRAINED):
+        encoder = Encoder(
+            _untrained(EMBEDDED[name.removesuffix(UNTRAINED)]),
+            do_normalize=bool(do_normalize),
+            spec_augment=spec_augment,
+        )
+        return encoder.to(device=device, dtype=dtype)
     source = _source(name_or_path)
     where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     try:
@@ -90,8 +107,13 @@ def wrap(
 
 def _source(name_or_path: str | Path) -> str:
     """The folder, checked, or the name on the Hub."""
-    path = Path(name_or_path).expanduser()
     name = os.fspath(name_or_path)
+    if name in EMBEDDED:
+        return os.fspath(EMBEDDED[name])
+    if name.startswith("speechft/") and not Path(name).exists():
+        known = ", ".join(f"{known}, {known}{UNTRAINED}" for known in EMBEDDED)
+        raise ArgumentError("name_or_path", f"no encoder {name!r} ships with speechft; {known} do")
+    path = Path(name_or_path).expanduser()
     looks_like_path = (
         isinstance(name_or_path, Path)
         or name.startswith((".", "~", os.sep))
@@ -108,6 +130,18 @@ def _source(name_or_path: str | Path) -> str:
             "name_or_path", f"{path} has no config.json, so it is not a Hugging Face model folder"
         )
     return os.fspath(path)
+
+
+def _untrained(folder: Path) -> nn.Module:
+    """The architecture of an embedded encoder with its first random weights."""
+    from transformers import HubertConfig, HubertModel
+
+    config = HubertConfig.from_pretrained(folder)
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)
+        model: nn.Module = HubertModel(config)
+        return model.eval()
 
 
 def _load_model(source: str, config: Any, dtype: torch.dtype, where: dict[str, Any]) -> nn.Module:
