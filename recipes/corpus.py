@@ -17,7 +17,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import soundfile
@@ -27,6 +26,7 @@ from recipes.debian import (
     PROMPT_SPEAKERS,
     PROMPTS,
     RATE,
+    Clip,
     Samples,
     festvox_phones,
     festvox_texts,
@@ -50,21 +50,6 @@ LANGUAGES = ("it", "ru")
 # Bytes of FLAC from each source; with pocketsphinx, all of which is taken, under 8 MB.
 FESTVOX_BYTES = 4_150_000
 PROMPT_BYTES = 1_600_000
-
-
-@dataclass
-class Clip:
-    """One utterance of the corpus."""
-
-    id: str
-    samples: Samples
-    text: str
-    speaker: str
-    language: str
-    source: str
-    license: str
-    phones: list[tuple[float, str]] = field(default_factory=list)
-    factors: dict[str, str] = field(default_factory=dict)
 
 
 def main() -> None:

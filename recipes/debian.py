@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,21 @@ PROMPT_SPEAKERS = {
 }
 
 Samples = npt.NDArray[np.int16]
+
+
+@dataclass
+class Clip:
+    """An utterance: a row of a manifest, and its samples."""
+
+    id: str
+    samples: Samples
+    text: str
+    speaker: str
+    language: str
+    source: str
+    license: str
+    phones: list[tuple[float, str]] | None = None
+    factors: dict[str, str] = field(default_factory=dict)
 
 
 def install(packages: list[str], folder: Path, *, dependencies: bool = False) -> Path:

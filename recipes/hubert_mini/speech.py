@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import soundfile
@@ -28,6 +27,7 @@ from recipes.debian import (
     PROMPT_SPEAKERS,
     PROMPTS,
     RATE,
+    Clip,
     Samples,
     festvox_phones,
     festvox_texts,
@@ -46,21 +46,6 @@ RECORDINGS = [
 FLITE_VOICES = ("kal16", "awb", "slt")
 MIN_SAMPLES = 400  # a frame of the encoder
 PROBE_SENTENCES = 120
-
-
-@dataclass
-class Utterance:
-    """A row of a manifest and its samples."""
-
-    id: str
-    samples: Samples
-    text: str
-    speaker: str
-    language: str
-    source: str
-    license: str
-    phones: list[tuple[float, str]] | None = None
-    factors: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(work: Path) -> Path:
@@ -99,20 +84,20 @@ def prepare(work: Path) -> Path:
     return folder
 
 
-def festvox(root: Path) -> Iterator[Utterance]:
+def festvox(root: Path) -> Iterator[Clip]:
     """Sentences of festvox-ru, with phones where they fit the audio."""
     texts = festvox_texts(root)
     for path in sorted((root / FESTVOX).glob("wav/*.wav")):
         samples = read_wav(path)
         label = root / FESTVOX / "lab" / f"{path.stem}.lab"
-        yield Utterance(
+        yield Clip(
             f"festvox-ru/{path.stem}", samples, texts.get(path.stem, ""), "nsh", "ru",
             "festvox-ru", "LicenseRef-festvox-ru",
             festvox_phones(label, len(samples) / RATE) if label.is_file() else None,
         )  # fmt: skip
 
 
-def prompts(root: Path) -> Iterator[Utterance]:
+def prompts(root: Path) -> Iterator[Clip]:
     """Telephone prompts with a text, in five languages."""
     for language, folder in PROMPTS.items():
         for prompt, text in sorted(prompt_texts(root, language).items()):
@@ -120,7 +105,7 @@ def prompts(root: Path) -> Iterator[Utterance]:
             samples = read_g722(path) if path.is_file() else None
             if samples is None or len(samples) < MIN_SAMPLES:
                 continue
-            yield Utterance(
+            yield Clip(
                 f"{language}/{prompt}", samples, text, PROMPT_SPEAKERS[language], language,
                 f"asterisk-core-sounds-{language}-g722",
                 "CC-BY-3.0" if language in ("it", "ru") else "CC-BY-SA-3.0",
@@ -128,7 +113,7 @@ def prompts(root: Path) -> Iterator[Utterance]:
             )  # fmt: skip
 
 
-def synthesized(engines: Engines, heard: list[Utterance]) -> Iterator[Utterance]:
+def synthesized(engines: Engines, heard: list[Clip]) -> Iterator[Clip]:
     """Texts of the heard utterances in other voices: espeak-ng (4 languages) and flite."""
     rng = random.Random(0)
     for language, count in {"en": 150, "es": 150, "fr": 150, "ru": 60}.items():
@@ -139,7 +124,7 @@ def synthesized(engines: Engines, heard: list[Utterance]) -> Iterator[Utterance]
                 row.text, voice=f"{language}+{variant}", pitch=rng.randint(20, 80),
                 words_a_minute=rng.randint(130, 210),
             )  # fmt: skip
-            yield Utterance(
+            yield Clip(
                 f"espeak/{row.id}", said.samples, row.text, f"espeak-{variant}", language,
                 "espeak-ng", "output unencumbered",
             )  # fmt: skip
@@ -148,27 +133,27 @@ def synthesized(engines: Engines, heard: list[Utterance]) -> Iterator[Utterance]
         yield from flite(engines, english, voice)
 
 
-def flite(engines: Engines, rows: list[Utterance], voice: str) -> Iterator[Utterance]:
+def flite(engines: Engines, rows: list[Clip], voice: str) -> Iterator[Clip]:
     """120 texts in a voice of flite."""
     for row in tqdm(_choose(rows, PROBE_SENTENCES, voice), f"flite {voice}"):
         said = engines.flite(row.text, voice=voice)
-        yield Utterance(
+        yield Clip(
             f"flite-{voice}/{row.id}", said.samples, row.text, f"flite-{voice}", "en", "flite",
             "LicenseRef-flite", _within(said.phones, said.samples),
         )  # fmt: skip
 
 
-def festival(engines: Engines, rows: list[Utterance], voice: str) -> Iterator[Utterance]:
+def festival(engines: Engines, rows: list[Clip], voice: str) -> Iterator[Clip]:
     """120 Italian texts in a voice of festival."""
     for row in tqdm(_choose(rows, PROBE_SENTENCES, voice), f"festival {voice}"):
         said = engines.festival(row.text, voice=voice)
-        yield Utterance(
+        yield Clip(
             f"festival-{voice}/{row.id}", said.samples, row.text, f"festival-{voice}", "it",
             "festvox-italp16k", "LicenseRef-festvox-italp16k", _within(said.phones, said.samples),
         )  # fmt: skip
 
 
-def _choose(rows: list[Utterance], count: int, seed: str) -> list[Utterance]:
+def _choose(rows: list[Clip], count: int, seed: str) -> list[Clip]:
     """Some of the longer texts, always the same."""
     longer = [row for row in rows if 25 <= len(row.text) <= 120 and not row.phones]
     return random.Random(seed).sample(longer, count)
@@ -189,7 +174,7 @@ def _within(
     return kept
 
 
-def write(folder: Path, name: str, rows: Iterator[Utterance] | list[Utterance]) -> None:
+def write(folder: Path, name: str, rows: Iterator[Clip] | list[Clip]) -> None:
     """Audio, phones and a manifest."""
     count, seconds = 0, 0.0
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,9 @@ from speechft.errors import ArgumentError
 
 UNCHANGED = "unchanged"
 
+CHANGED = ("speed 0.85", "speed 1.15", "pitch -3", "pitch +3")
+"""Conditions that stand in for other voices where a corpus has no content in two of them."""
+
 
 @dataclass(frozen=True)
 class Condition:

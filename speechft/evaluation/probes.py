@@ -6,8 +6,8 @@ Multinomial logistic regression on standardised features, which minimises
 
 by L-BFGS: from zero with the largest :math:`\lambda`, from there with the next, so nothing is drawn
 at random. The problem is convex; :math:`\lambda` is chosen among a few by the accuracy on
-validation data, never on the test's. Iterations are bounded, which leaves the accuracy of a phone
-probe within 0.3 points of the solution's.
+validation data, never on the test's. Iterations are bounded: of a phone probe, 60 and 600 of them
+gave accuracies that differ by up to 0.4 points.
 """
 
 from __future__ import annotations

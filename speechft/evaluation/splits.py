@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechft.errors import ArgumentError
-
-PARTS = ("train", "validation", "test")
+from speechft.evaluation.layouts.base import SPLITS
 
 
 class Split(NamedTuple):
@@ -85,7 +84,7 @@ def given_split(
         ArgumentError: nothing to fit or nothing to validate on.
     """
     rows = range(len(parts))
-    split = Split(*([r for r in rows if parts[r] == part] for part in PARTS))
+    split = Split(*([r for r in rows if parts[r] == part] for part in SPLITS))
     if split.validation or len(split.fit) < 2:
         if not split.fit or not split.validation:
             raise ArgumentError("parts", f"wants train and test, got {sorted(set(parts))}")

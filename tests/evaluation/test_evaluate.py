@@ -110,7 +110,7 @@ def test_command_line_prints_the_table_and_writes(tmp_path, capsys):
     ("arguments", "code", "message"),
     [
         (["--tasks", "phones"], 2, "model"),
-        (["--model", "log-mel", "--tasks", "fones"], 2, "did you mean phones"),
+        (["--model", "log-mel", "--tasks", "fones"], 2, "did you mean 'phones'"),
         (["--model", "log-mel", "--tasks", "phones", "--phones.layer", "1"], 2, "phones.layers"),
         (["--model", "log-mel", "--tasks", "speaker", "--data", "nowhere.jsonl"], 3, "nowhere"),
         (["--model", "speechft/hubert-maxi", "--tasks", "phones"], 2, "speechft/hubert-mini"),

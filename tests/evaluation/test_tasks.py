@@ -405,3 +405,11 @@ def test_a_task_that_knows_no_parts_says_that_it_takes_all(manifest):
     data = EvaluationData("two", {"train": Manifest(rows[:6]), "test": Manifest(rows[6:])})
     assert run(Spread(), data).notes == ["all parts together: train, test"]
     assert not run(Phones(), data).notes
+
+
+def test_a_factor_that_cannot_be_held_apart_is_noted(manifest):
+    from dataclasses import replace
+
+    rows = [replace(row, language="one" if row.speaker == "low" else "two") for row in manifest]
+    notes = run(Leakage(factors=("speaker", "language")), Manifest(rows)).notes
+    assert notes == ["speaker from whole: language never varies while speaker stays: not held apart"]

@@ -15,6 +15,7 @@ from speechft.errors import ArgumentError, ManifestError
 from speechft.evaluation.conditions import UNCHANGED, Condition
 from speechft.evaluation.embeddings import Embeddings
 from speechft.evaluation.layouts import EvaluationData
+from speechft.evaluation.layouts.base import SPLITS
 from speechft.evaluation.result import TaskResult
 from speechft.evaluation.splits import Split, given_split
 
@@ -153,7 +154,7 @@ def official_split(
         ManifestError: a part is missing, or has nothing that this task can use.
     """
     data = context.data
-    if not {"train", "validation", "test"} & set(data.parts):
+    if not set(SPLITS) & set(data.parts):
         return None
     path, _ = where(whole(data))
     part_of = {row.id: part for part, rows in data.parts.items() for row in rows}
@@ -172,7 +173,7 @@ def official_split(
 def describe_split(context: Context) -> str:
     """How utterances are divided, for the protocol."""
     parts = set(context.data.parts)
-    if {"train", "validation", "test"} <= parts:
+    if set(SPLITS) <= parts:
         return "official parts"
     if {"train", "test"} <= parts:
         return "official parts, 15 % of train held out by the seed to validate"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from speechft.data import Manifest, Utterance
-from speechft.errors import ArgumentError, ManifestError
-from speechft.evaluation.conditions import UNCHANGED
+from speechft.errors import ManifestError
+from speechft.evaluation.conditions import CHANGED, UNCHANGED
 from speechft.evaluation.metrics import abx, retrieval, sample_items
 from speechft.evaluation.result import TaskResult, figures_of_layers
 from speechft.evaluation.search import dtw_distances
@@ -25,17 +25,6 @@ from speechft.evaluation.tasks.base import (
     whole,
     with_phones,
 )
-
-CHANGED = ("speed 0.85", "speed 1.15", "pitch -3", "pitch +3")
-"""Conditions that stand in for other voices where a corpus has no text in two of them."""
-
-
-class _Items(NamedTuple):
-    """What is compared: one label, voice and context an item."""
-
-    labels: list[str]
-    voices: list[str]
-    contexts: list[str]
 
 
 @dataclass(frozen=True)
@@ -177,23 +166,19 @@ class ABX(Task):
             for layer in layers:
                 items = [cut(frames[UNCHANGED], layer, segments[i]) for i in chosen]
                 for condition in conditions:
-                    tokens = _Items(
-                        [labels[i] for i in chosen], [voices_of[i] for i in chosen],
-                        [contexts[i] for i in chosen],
-                    )  # fmt: skip
-                    all_items = list(items)
+                    both = list(items)
+                    voices = [voices_of[i] for i in chosen]
                     if not natural:
-                        all_items += [cut(frames[condition], layer, segments[i]) for i in chosen]
-                        tokens = _Items(
-                            tokens.labels * 2,
-                            [UNCHANGED] * len(chosen) + [condition] * len(chosen),
-                            tokens.contexts * 2,
-                        )
+                        both += [cut(frames[condition], layer, segments[i]) for i in chosen]
+                        voices = [UNCHANGED] * len(chosen) + [condition] * len(chosen)
+                    times = len(both) // len(chosen)
                     found = abx(
-                        dtw_distances(all_items, all_items, progress=False),
-                        tokens.labels,
-                        voices=tokens.voices,
-                        contexts=tokens.contexts if self.same_context else None,
+                        dtw_distances(both, both, progress=False),
+                        [labels[i] for i in chosen] * times,
+                        voices=voices,
+                        contexts=[contexts[i] for i in chosen] * times
+                        if self.same_context
+                        else None,
                         across=True,
                     )
                     errors[layer, condition].append(found.error)
@@ -233,7 +218,5 @@ def _phones_in_context(manifest: Manifest) -> tuple[list[Segment], list[str]]:
 
 def _draw(count: int, most: int, seed: int) -> list[int]:
     """At most so many of ``count`` items, in order."""
-    if most < 2:
-        raise ArgumentError("max_items", f"wants 2 or more, got {most}")
     order: list[int] = np.random.default_rng(seed).permutation(count)[:most].tolist()
     return sorted(order)

@@ -144,8 +144,8 @@ class Label(Task):
         return torch.tensor(numbers)[nearest.argmax(1)]
 
     def _splits(self, context: Context, data: _Data, label: str, seed: int) -> Iterator[Split]:
-        names_of = [data.names[number] for number in data.labels.tolist()]
-        given = official_split(context, data.manifest, names_of, seed, groups=self.groups)
+        labels = [data.names[number] for number in data.labels.tolist()]
+        given = official_split(context, data.manifest, labels, seed, groups=self.groups)
         if given is not None:
             yield self._checked(given, data, label)
             return
@@ -163,7 +163,6 @@ class Label(Task):
                 f"{groups!r} has {len(names)} values; one to test, one to validate and one to fit "
                 "need 3",
             )  # fmt: skip
-        labels = [data.names[number] for number in data.labels.tolist()]
         for test in names:
             parts = ["test" if group == test else "train" for group in group_of]
             lost = {labels[row] for row, part in enumerate(parts) if part == "test"}

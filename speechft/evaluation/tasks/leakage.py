@@ -33,7 +33,8 @@ class Leakage(Task):
     gives several is read through ``subspaces``.
 
     EER: cosine of mean vectors, over the pairs of utterances that differ in every other factor
-    given, so that a factor is not found through another. Probe: logistic regression, utterances of
+    given, so that a factor is not found through another (one that never varies while this one stays
+    cannot be held apart, and a note says so). Probe: logistic regression, utterances of
     each class drawn by the seed (25 % to test, 15 % to validate); classes of fewer than 4
     utterances are left to the EER alone.
 
@@ -105,15 +106,18 @@ class Leakage(Task):
         left, right = _pairs(np.array(rows), self.max_pairs, context.seeds[0])
         numbers = {name: _numbers(labels[name]) for name in labels}
         apart = np.ones(len(left), dtype=bool)
+        same = numbers[factor][left] == numbers[factor][right]
         for name in others:
             mine = numbers[name]
-            # A factor that never varies while this one stays cannot be held apart from it.
             differs = (mine[left] != mine[right]) | (mine[left] < 0)
-            same = numbers[factor][left] == numbers[factor][right]
             if (differs & same & apart).any():
                 apart &= differs
+            else:
+                result.notes.append(
+                    f"{of}: {name} never varies while {factor} stays: not held apart"
+                )
         left, right = left[apart], right[apart]
-        target = numbers[factor][left] == numbers[factor][right]
+        target = same[apart]
         if target.all() or not target.any():
             result.notes.append(
                 f"{of}: no EER, all pairs are {'of one' if target.all() else 'of two'}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from speechft.errors import ManifestError
-from speechft.evaluation.conditions import UNCHANGED
+from speechft.evaluation.conditions import CHANGED, UNCHANGED
 from speechft.evaluation.metrics import min_cnxe, mtwv, standardize
 from speechft.evaluation.result import Figure, TaskResult
 from speechft.evaluation.search import FrameDistance, subsequence_dtw
@@ -46,7 +46,7 @@ class Query(Task):
     uses_parts: ClassVar[bool] = True
 
     layers: tuple[int, ...] | None = None
-    conditions: tuple[str, ...] = ("speed 0.85", "speed 1.15", "pitch -3", "pitch +3")
+    conditions: tuple[str, ...] = CHANGED
     phones: int = 5
     max_queries: int = 60
     distance: FrameDistance = "cosine"
@@ -99,7 +99,7 @@ class Query(Task):
         without = int((~relevant.any(1)).sum())
         if without:
             result.notes.append(f"{without} queries have no relevant document and do not count")
-        if self.conditions != Query.conditions:
+        if self.conditions != CHANGED:
             result.notes.append("the queries are given, so no condition is put on them")
 
     def _drawn(
