@@ -7,6 +7,7 @@ a weight × over the others. The weight falls from 1 to 0.1 in the first stage: 
 teach the convolutions what a spectrum is, several times as fast as masked ones do (a phone probe
 after 300 steps of 8 crops: .50 with 1, .38 with 0.1), and masked ones then teach the rest. Crops
 and masks are functions of the step, so a run that was stopped and resumed is the run that was not.
+Several processes (torchrun) share a batch: each takes its rows, and the gradient is the batch's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
@@ -143,19 +144,43 @@ def crops(
     return waveforms.float() / 32768, labels.long(), mask
 
 
-def losses(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy over masked frames, over the others, and the masked frames' accuracy."""
+def losses(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy summed over masked frames, over the others, and how many masked ones it hit."""
     hidden, seen = labels.where(mask, -100), labels.where(~mask, -100)
     flat = logits.flatten(0, 1)
-    right = (logits.detach().argmax(-1) == hidden) & (hidden >= 0)
-    accuracy = right.sum() / (hidden >= 0).sum()
-    return cross_entropy(flat, hidden.flatten()), cross_entropy(flat, seen.flatten()), accuracy
+    right = ((logits.detach().argmax(-1) == hidden) & (hidden >= 0)).sum()
+    masked = cross_entropy(flat, hidden.flatten(), reduction="sum")
+    return torch.stack([masked, cross_entropy(flat, seen.flatten(), reduction="sum"), right])
+
+
+def counts(labels: Tensor, mask: Tensor) -> Tensor:
+    """What the sums of `losses` are divided by: masked frames, others, masked frames."""
+    known = labels >= 0
+    masked, seen = (known & mask).sum(), (known & ~mask).sum()
+    return torch.stack([masked, seen, masked])
+
+
+def _sum_over_ranks(model: nn.Module, sums: Tensor) -> None:
+    """Gradients and `sums` of the whole batch, in place: one message."""
+    if not distributed.is_initialized():
+        return
+    parts = [p.grad for p in model.parameters() if p.grad is not None] + [sums]
+    flat = torch.cat([part.flatten() for part in parts])
+    distributed.all_reduce(flat)
+    for part, whole in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
+        part.copy_(whole.view_as(part))
 
 
 def train(
     stream: Stream, stage: Stage, encoder: Encoder, folder: Path, *, device: str = "cpu"
 ) -> Encoder:
     """Train the encoder in place through a stage, from its newest checkpoint if it has one."""
+    rank, world = 0, 1
+    if distributed.is_initialized():
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+        if rank == 0:  # the others read what it wrote
+            make_targets(stream, stage, encoder, folder)
+        distributed.barrier()
     targets, _ = make_targets(stream, stage, encoder, folder)
     torch.manual_seed(stage.seed)
     model = Masked(encoder, stage.clusters).to(device).train()
@@ -179,24 +204,27 @@ def train(
     began, mean = time.time(), None
     for step in range(first, stage.steps):
         batch = crops(stream, targets, stage, step)
-        waveforms, labels, mask = (tensor.to(device) for tensor in batch)
-        masked, seen, accuracy = losses(model(waveforms, mask), labels, mask)
+        counted = counts(*batch[1:]).to(device)
+        waveforms, labels, mask = (tensor[rank::world].to(device) for tensor in batch)
+        sums = losses(model(waveforms, mask), labels, mask)
+        masked, seen, _ = sums / counted
         optimizer.zero_grad()
-        weight = stage.seen_weight_at(step)
-        (masked + weight * seen).backward()  # type: ignore[no-untyped-call]
+        (masked + stage.seen_weight_at(step) * seen).backward()  # type: ignore[no-untyped-call]
+        now = sums.detach()
+        _sum_over_ranks(model, now)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        now = torch.stack([masked.detach(), seen.detach(), accuracy])
+        now = now / counted
         mean = now if mean is None else mean.lerp(now, 0.02)
-        if (step + 1) % 50 == 0:
-            rate = (time.time() - began) / (step + 1 - first)
+        if rank == 0 and (step + 1) % 50 == 0:
+            pace = (time.time() - began) / (step + 1 - first)
             print(
                 f"{stage.name} {step + 1}/{stage.steps}: masked {mean[0]:.3f}, seen {mean[1]:.3f}, "
-                f"accuracy {mean[2]:.3f}, {rate:.2f} s a step",
+                f"accuracy {mean[2]:.3f}, {pace:.2f} s a step",
                 flush=True,
             )
-        if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
+        if rank == 0 and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
             state = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(), "step": step + 1,

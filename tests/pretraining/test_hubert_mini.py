@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recipes.hubert_mini import pretrain
-from recipes.hubert_mini.pretrain import NO_DROPOUT, Masked, Stage, crops, losses, train
+from recipes.hubert_mini.pretrain import NO_DROPOUT, Masked, Stage, counts, crops, losses, train
 from recipes.hubert_mini.speech import SPLIT
 from recipes.hubert_mini.stream import read_stream
 from recipes.hubert_mini.targets import assign, cluster, mfcc
@@ -98,7 +98,7 @@ def test_losses_count_masked_frames_others_and_gaps_apart():
     logits = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[0, 1, 2, 3, -100], [1, 1, 1, -100, 0]])
     mask = torch.tensor([[True, True, False, False, True], [False, False, True, True, False]])
-    masked, seen, accuracy = losses(logits, labels, mask)
+    masked, seen, accuracy = losses(logits, labels, mask) / counts(labels, mask)
     chosen = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     valid = labels >= 0
     assert float(masked) == pytest.approx(-float(chosen[mask & valid].mean()), rel=1e-5)
