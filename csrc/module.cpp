@@ -3,11 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cpu/instruction_set.h"
 #include "cpu/pages.h"
+#include "cpu/pairwise_lse.h"
 #include "cpu/soft_dtw.h"
 #include "cpu/threads.h"
 #ifdef SPEECHFT_CUDA
@@ -33,12 +36,12 @@ PYBIND11_MODULE(_C, module) {
   module.attr("HAS_CUDA") = false;
 #endif
 
-  module.def("instruction_set", &speechft::cpu::soft_dtw_instruction_set,
+  module.def("instruction_set", &speechft::cpu::instruction_set_name,
              "What the CPU kernels run on here: avx512, avx2 or baseline.");
   module.def(
       "set_instruction_set",
       [](const std::string& name) {
-        if (!speechft::cpu::soft_dtw_set_instruction_set(name.c_str()))
+        if (!speechft::cpu::set_instruction_set(name.c_str()))
           throw std::invalid_argument("this processor or build cannot run '" + name + "'");
       },
       py::arg("name"), "Use one instruction set (for tests and benchmarks); '' chooses again.");
@@ -49,6 +52,78 @@ PYBIND11_MODULE(_C, module) {
 
   module.def("prefer_huge_pages", &speechft::cpu::prefer_huge_pages, py::arg("address"),
              py::arg("bytes"), "Ask for large pages in memory that is about to be filled.");
+
+  using speechft::cpu::PairwiseSums;
+  using speechft::cpu::PairwiseTile;
+  using speechft::cpu::PairwiseWeights;
+  py::class_<PairwiseTile>(module, "PairwiseTile", "See csrc/cpu/pairwise_lse.h.")
+      .def(py::init([](uintptr_t products, int64_t rows, int64_t columns, int64_t stride,
+                       int64_t first_row, int64_t first_column, float scale, uintptr_t row_labels,
+                       uintptr_t column_labels, std::optional<int64_t> self_offset) {
+             return PairwiseTile{pointer<float>(products),
+                                 rows,
+                                 columns,
+                                 stride,
+                                 first_row,
+                                 first_column,
+                                 scale,
+                                 pointer<int32_t>(row_labels),
+                                 pointer<int32_t>(column_labels),
+                                 self_offset.value_or(speechft::cpu::NO_SELF)};
+           }),
+           py::kw_only(), py::arg("products"), py::arg("rows"), py::arg("columns"),
+           py::arg("stride"), py::arg("first_row"), py::arg("first_column"), py::arg("scale"),
+           py::arg("row_labels"), py::arg("column_labels"), py::arg("self_offset"));
+  py::class_<PairwiseSums>(module, "PairwiseSums", "Addresses; 0 is a null pointer.")
+      .def(py::init([](uintptr_t negative_maximum, uintptr_t negative_sum,
+                       uintptr_t positive_maximum, uintptr_t positive_sum,
+                       uintptr_t positive_logits) {
+             return PairwiseSums{pointer<float>(negative_maximum), pointer<double>(negative_sum),
+                                 pointer<float>(positive_maximum), pointer<double>(positive_sum),
+                                 pointer<double>(positive_logits)};
+           }),
+           py::arg("negative_maximum") = 0, py::arg("negative_sum") = 0,
+           py::arg("positive_maximum") = 0, py::arg("positive_sum") = 0,
+           py::arg("positive_logits") = 0);
+  py::class_<PairwiseWeights>(module, "PairwiseWeights", "Addresses; 0 is a null pointer.")
+      .def(py::init([](uintptr_t negative_lse, uintptr_t negative, uintptr_t positive_lse,
+                       uintptr_t positive, uintptr_t linear) {
+             return PairwiseWeights{pointer<float>(negative_lse), pointer<float>(negative),
+                                    pointer<float>(positive_lse), pointer<float>(positive),
+                                    pointer<float>(linear)};
+           }),
+           py::arg("negative_lse") = 0, py::arg("negative") = 0, py::arg("positive_lse") = 0,
+           py::arg("positive") = 0, py::arg("linear") = 0);
+  module.def("pairwise_scratch", &speechft::cpu::pairwise_scratch, py::arg("rows"),
+             py::arg("columns"), "Floats that pairwise_add works in.");
+  module.def(
+      "pairwise_add",
+      [](const PairwiseTile& tile, const PairwiseSums& rows, const PairwiseSums& columns,
+         uintptr_t scratch, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::pairwise_add(tile, rows, columns, pointer<float>(scratch), threads);
+      },
+      py::arg("tile"), py::arg("rows"), py::arg("columns"), py::arg("scratch"), py::arg("threads"),
+      "Add a tile to the sums of exponentials of its rows and columns.");
+  module.def(
+      "pairwise_own",
+      [](const PairwiseTile& tile, uintptr_t negative_lse, uintptr_t value, uintptr_t weight,
+         int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::pairwise_own(tile, pointer<float>(negative_lse), pointer<double>(value),
+                                    pointer<double>(weight), threads);
+      },
+      py::arg("tile"), py::arg("negative_lse"), py::arg("value"), py::arg("weight"),
+      py::arg("threads"), "Each positive pair of a tile against all negative ones of its row.");
+  module.def(
+      "pairwise_gradient",
+      [](const PairwiseTile& tile, const PairwiseWeights& rows, const PairwiseWeights& columns,
+         bool own, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::pairwise_gradient(tile, rows, columns, own, threads);
+      },
+      py::arg("tile"), py::arg("rows"), py::arg("columns"), py::arg("own"), py::arg("threads"),
+      "The gradient by the logits of a tile, in place.");
 
   using speechft::cpu::SoftDtwBatch;
   py::class_<SoftDtwBatch>(module, "SoftDtwBatch", "See csrc/cpu/soft_dtw.h. 0 is a null pointer.")

@@ -1,11 +1,10 @@
 #include "cpu/soft_dtw.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
+#include "cpu/instruction_set.h"
 #include "cpu/soft_dtw_group.h"
 #include "cpu/threads.h"
 
@@ -23,8 +22,7 @@ struct Kernel {
 #define SPEECHFT_KERNEL(lanes, set) \
   Kernel { lanes, soft_dtw_workspace_##set, soft_dtw_group_##set, soft_dtw_gradient_##set }
 
-struct InstructionSet {
-  const char* name;
+struct Kernels {
   Kernel wide, single;
 };
 
@@ -34,28 +32,17 @@ constexpr int BASELINE_LANES = 4;
 constexpr int BASELINE_LANES = 1;
 #endif
 
-// What this processor can run, widest first.
-const std::vector<InstructionSet>& runnable() {
-  static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> found;
+const Kernels& current() {
 #ifdef SPEECHFT_X86_VECTORS
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      found.push_back({"avx512", SPEECHFT_KERNEL(16, avx512), SPEECHFT_KERNEL(1, single_avx2)});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found.push_back({"avx2", SPEECHFT_KERNEL(8, avx2), SPEECHFT_KERNEL(1, single_avx2)});
+  static const Kernels avx512{SPEECHFT_KERNEL(16, avx512), SPEECHFT_KERNEL(1, single_avx2)};
+  static const Kernels avx2{SPEECHFT_KERNEL(8, avx2), SPEECHFT_KERNEL(1, single_avx2)};
+  if (instruction_set() == InstructionSet::avx512) return avx512;
+  if (instruction_set() == InstructionSet::avx2) return avx2;
 #endif
-    found.push_back(
-        {"baseline", SPEECHFT_KERNEL(BASELINE_LANES, baseline), SPEECHFT_KERNEL(1, single)});
-    return found;
-  }();
-  return sets;
+  static const Kernels baseline{SPEECHFT_KERNEL(BASELINE_LANES, baseline),
+                                SPEECHFT_KERNEL(1, single)};
+  return baseline;
 }
-
-std::atomic<int> chosen{0};
-
-const InstructionSet& current() { return runnable()[chosen.load()]; }
 
 struct Task {
   const SoftDtwBatch* batch;
@@ -81,7 +68,7 @@ int few(int lanes) { return lanes / 4; }
 
 // Groups of pairs of one batch, in the order of their area, so that the lanes of a group end
 // together.
-void add_tasks(const SoftDtwBatch& batch, const InstructionSet& set, std::vector<Task>& tasks) {
+void add_tasks(const SoftDtwBatch& batch, const Kernels& set, std::vector<Task>& tasks) {
   const auto area = [&](int64_t pair) { return batch.x_lengths[pair] * batch.y_lengths[pair]; };
   std::vector<int64_t> order(batch.pairs);
   std::iota(order.begin(), order.end(), 0);
@@ -118,22 +105,6 @@ std::vector<Task> tasks_of(const std::vector<SoftDtwBatch>& batches, int64_t& by
 
 int soft_dtw_lanes() { return current().wide.lanes; }
 
-const char* soft_dtw_instruction_set() { return current().name; }
-
-bool soft_dtw_set_instruction_set(const char* name) {
-  const auto& sets = runnable();
-  if (!*name) {
-    chosen = 0;
-    return true;
-  }
-  for (size_t k = 0; k < sets.size(); ++k)
-    if (!std::strcmp(sets[k].name, name)) {
-      chosen = static_cast<int>(k);
-      return true;
-    }
-  return false;
-}
-
 int64_t soft_dtw_workspace_bytes(const std::vector<SoftDtwBatch>& batches, int threads) {
   int64_t bytes;
   const auto tasks = static_cast<int64_t>(tasks_of(batches, bytes).size());
@@ -154,7 +125,7 @@ void soft_dtw(const std::vector<SoftDtwBatch>& batches, int threads, void* works
 }
 
 void soft_dtw_gradient(const std::vector<SoftDtwBatch>& batches, int threads) {
-  const InstructionSet& set = current();
+  const Kernels& set = current();
   in_parallel(batches.empty() ? 0 : batches[0].pairs, threads, [&](int64_t pair, int) {
     for (const SoftDtwBatch& batch : batches)
       if (!batch.dense[pair]) set.wide.gradient(batch, pair);

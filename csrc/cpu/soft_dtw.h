@@ -39,12 +39,6 @@ struct SoftDtwBatch {
 // Pairs that the widest instruction set in use takes side by side.
 int soft_dtw_lanes();
 
-// "avx512", "avx2" or "baseline": what this processor gets unless told otherwise.
-const char* soft_dtw_instruction_set();
-
-// Limit the choice to one instruction set (empty: choose). Returns false if it cannot run here.
-bool soft_dtw_set_instruction_set(const char* name);
-
 // Bytes that soft_dtw() works in.
 int64_t soft_dtw_workspace_bytes(const std::vector<SoftDtwBatch>& batches, int threads);
 

@@ -51,6 +51,49 @@ def check_positive(value: float, argument: str) -> float:
     return float(value)
 
 
+def check_scale(value: float | Tensor, argument: str, like: Tensor) -> Tensor:
+    """A finite number above zero, or a tensor of one such: a 0-d tensor on the device of ``like``.
+
+    float32, or float64 where ``like`` is.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if not isinstance(value, Tensor):
+        return torch.full((), check_positive(value, argument), dtype=dtype, device=like.device)
+    if not value.is_floating_point():
+        raise ArgumentTypeError(argument, f"wants floating point, got {value.dtype}")
+    if value.numel() != 1:
+        raise ArgumentError(argument, f"wants one number, got shape {tuple(value.shape)}")
+    if values_are_checked(value):
+        check_positive(value.item(), argument)
+    return value.reshape(()).to(device=like.device, dtype=dtype)
+
+
+def check_labels(
+    labels: Tensor | None, argument: str, of: Tensor | None, name: str, *, factors: bool = False
+) -> None:
+    """Integers from 0, or -1 for unknown: (N,) of the N rows of ``of``, or (N, K) of factors."""
+    if labels is None or of is None:
+        return
+    shape = "(N, K)" if factors else "(N,)"
+    if not isinstance(labels, Tensor):
+        raise ArgumentTypeError(argument, f"wants a tensor {shape}, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ArgumentTypeError(argument, f"wants integers, got {labels.dtype}")
+    if labels.dim() != 1 + factors or len(labels) != len(of):
+        raise ArgumentError(
+            argument,
+            f"wants {shape}, one a row of {name} {tuple(of.shape)}; got {tuple(labels.shape)}",
+        )
+    if labels.device != of.device:
+        raise ArgumentError(argument, f"wants the device of {name}, {of.device}, got {labels.device}")
+    if values_are_checked(labels) and bool((labels < -1).any()):
+        where = (labels < -1).nonzero()[0].tolist()
+        raise ArgumentError(
+            argument,
+            f"wants numbers from 0, or -1 for unknown; got {int(labels[tuple(where)])} at {where}",
+        )
+
+
 def check_reduction(reduction: str) -> None:
     """One of the known reductions."""
     if reduction not in REDUCTIONS:

@@ -4,6 +4,7 @@ The functions have the names, arguments and meaning of those in :mod:`speechft.f
 are held to them by the tests. They take what the doors of ``functional`` have checked.
 """
 
+from speechft.reference.pairwise_lse import PairwiseLSE, pairwise_lse
 from speechft.reference.soft_dtw import soft_dtw, soft_dtw_from_cost
 
-__all__ = ["soft_dtw", "soft_dtw_from_cost"]
+__all__ = ["PairwiseLSE", "pairwise_lse", "soft_dtw", "soft_dtw_from_cost"]
