@@ -106,7 +106,7 @@ class _Gather(torch.autograd.Function):
         return _gather(tensor, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         rank, _ = place_of(ctx.group)
         if grad.device.type == "cuda":
             own = torch.empty_like(grad[: ctx.size], memory_format=torch.contiguous_format)
@@ -122,5 +122,5 @@ class _Sum(torch.autograd.Function):
         return _sum(tensor, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _sum(grad, ctx.group), None

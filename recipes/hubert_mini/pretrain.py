@@ -167,7 +167,8 @@ def _sum_over_ranks(model: nn.Module, sums: Tensor) -> None:
     parts = [p.grad for p in model.parameters() if p.grad is not None] + [sums]
     flat = torch.cat([part.flatten() for part in parts])
     distributed.all_reduce(flat)
-    for part, whole in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
+    wholes = torch.split(flat, [part.numel() for part in parts])
+    for part, whole in zip(parts, wholes, strict=True):
         part.copy_(whole.view_as(part))
 
 
@@ -209,7 +210,7 @@ def train(
         sums = losses(model(waveforms, mask), labels, mask)
         masked, seen, _ = sums / counted
         optimizer.zero_grad()
-        (masked + stage.seen_weight_at(step) * seen).backward()  # type: ignore[no-untyped-call]
+        (masked + stage.seen_weight_at(step) * seen).backward()
         now = sums.detach()
         _sum_over_ranks(model, now)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -85,7 +85,9 @@ def check_labels(
             f"wants {shape}, one a row of {name} {tuple(of.shape)}; got {tuple(labels.shape)}",
         )
     if labels.device != of.device:
-        raise ArgumentError(argument, f"wants the device of {name}, {of.device}, got {labels.device}")
+        raise ArgumentError(
+            argument, f"wants the device of {name}, {of.device}, got {labels.device}"
+        )
     if values_are_checked(labels) and bool((labels < -1).any()):
         where = (labels < -1).nonzero()[0].tolist()
         raise ArgumentError(

@@ -224,15 +224,13 @@ def _backward(ctx, g_negatives, g_positives, g_sum, _g_weight, g_columns):  # ty
             query, key, scale=scale, query_labels=query_labels, key_labels=key_labels,
             self_offset=ctx.self_offset, columns=ctx.columns, own=ctx.own,
         )  # fmt: skip
-        used = [(v, g) for v, g in zip(values, incoming, strict=True) if g is not None]
+        pairs = zip(values, incoming, strict=True)
+        used = [(v, g) for v, g in pairs if v is not None and g is not None]
         needed = ctx.needs_input_grad[:3]
         inputs = [t for t, need in zip((query, key, scale), needed, strict=True) if need]
-        grads = iter(
-            torch.autograd.grad(
-                [v for v, _ in used], inputs, [g for _, g in used], create_graph=True,
-                allow_unused=True,
-            )  # fmt: skip
-        )
+        outputs, weights = [v for v, _ in used], [g for _, g in used]
+        found = torch.autograd.grad(outputs, inputs, weights, create_graph=True, allow_unused=True)
+        grads = iter(found)
         return *(next(grads) if need else None for need in needed), *none
     g_negatives, g_positives, g_sum = (
         torch.zeros_like(negatives) if g is None else g for g in (g_negatives, g_positives, g_sum)
@@ -264,7 +262,8 @@ def _backward(ctx, g_negatives, g_positives, g_sum, _g_weight, g_columns):  # ty
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products, a vector at a time and then in float64: its terms cancel."""
-    return torch.linalg.vecdot(a, b.to(a.dtype)).sum(dtype=torch.float64)
+    rows: Tensor = torch.linalg.vecdot(a, b.to(a.dtype))
+    return rows.sum(dtype=torch.float64)
 
 
 torch.library.register_autograd("speechft::pairwise_lse", _backward, setup_context=_save)

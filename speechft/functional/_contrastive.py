@@ -1,0 +1,58 @@
+"""What the softmax losses share at the door and over the ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from speechft.backends import values_are_checked
+from speechft.distributed import all_gather, all_reduce, place_of
+from speechft.errors import ArgumentError, ArgumentTypeError
+
+
+def check_margins(margin: float, angular_margin: float, normalize: bool) -> None:
+    """Margins are of cosines and angles: not negative, and of unit rows."""
+    for value, argument in ((margin, "margin"), (angular_margin, "angular_margin")):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ArgumentTypeError(argument, f"wants a number, got {type(value).__name__}")
+        if not (value >= 0 and math.isfinite(value)):
+            raise ArgumentError(argument, f"wants a finite number from 0, got {value}")
+        if value and not normalize:
+            raise ArgumentError(argument, "is of the cosine; wants normalize=True")
+    if angular_margin > math.pi:
+        raise ArgumentError("angular_margin", f"wants radians up to pi, got {angular_margin}")
+
+
+def gather_labels(labels: Tensor, group: Any | None) -> Tensor:
+    """Labels (N,) of all ranks; int64, as ranks may differ in the width of theirs."""
+    return all_gather(labels.long(), group, "labels")
+
+
+def logsumexp_over_ranks(values: Tensor, group: Any | None) -> Tensor:
+    """Log-sum-exp of (M,) over the ranks, entry by entry; ``-inf`` is the sum of nothing."""
+    if place_of(group)[1] == 1:
+        return values
+    most = values.detach().clone()
+    distributed.all_reduce(most, op=distributed.ReduceOp.MAX, group=group)
+    most = torch.where(torch.isfinite(most), most, 0.0)
+    finite = torch.isfinite(values)
+    # exp(-inf) is a fine 0, and its derivative at -inf is not.
+    parts = torch.where(finite, torch.where(finite, values, 0.0) - most, 0.0).exp()
+    total = all_reduce(torch.where(finite, parts, 0.0), group)
+    some = total > 0
+    lse = torch.where(some, total, 1.0).log() + most
+    return torch.where(some, lse, -math.inf)
+
+
+def check_some_negative(labels: Tensor, why: str) -> None:
+    """Two known labels at least: a loss with negatives alone below is not defined without."""
+    if not values_are_checked(labels):
+        return
+    known = labels[labels >= 0]
+    if len(known) and bool((known == known[0]).all()):
+        raise ArgumentError(
+            "labels", f"are all {int(known[0])}: there is no negative pair, which {why}"
+        )
