@@ -19,24 +19,31 @@ from torch import Tensor, distributed
 from speechft.backends import values_are_checked
 from speechft.errors import ArgumentError
 
-Gather = Any  # bool, or a torch.distributed.ProcessGroup (absent where torch was built without)
+# False, True, "ring", or a torch.distributed.ProcessGroup (which torch may be built without)
+Gather = Any
 
 
 def group_of(gather: Gather) -> Any | None:
     """The process group that ``gather`` means, or None for no gathering.
+
+    ``True`` and ``"ring"`` mean all ranks; how the keys get about is for the loss to choose.
 
     Raises:
         ArgumentError: ``gather`` is set, and no process group was made.
     """
     if gather is False or gather is None:
         return None
+    if isinstance(gather, str) and gather != "ring":
+        raise ArgumentError(
+            "gather", f'wants False, True, "ring" or a process group; got {gather!r}'
+        )
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ArgumentError(
             "gather",
             "wants a process group, and none is initialised; start the script with torchrun and "
             "call torch.distributed.init_process_group(), or leave gather=False",
         )
-    return distributed.group.WORLD if gather is True else gather
+    return distributed.group.WORLD if gather is True or gather == "ring" else gather
 
 
 def place_of(group: Any | None) -> tuple[int, int]:
@@ -54,7 +61,7 @@ def all_gather(tensor: Tensor, group: Any | None, argument: str = "gather") -> T
     """
     if group is None or place_of(group)[1] == 1:
         return tensor
-    _check_shapes(tensor, group, argument)
+    check_shapes(tensor, group, argument)
     if tensor.requires_grad and torch.is_grad_enabled():
         gathered: Tensor = _Gather.apply(tensor, group)  # type: ignore[no-untyped-call]
         return gathered
@@ -84,8 +91,12 @@ def _sum(tensor: Tensor, group: Any) -> Tensor:
     return total
 
 
-def _check_shapes(tensor: Tensor, group: Any, argument: str) -> None:
-    """Ranks with other shapes would hang or mix up the batch; to find out costs a small message."""
+def check_shapes(tensor: Tensor, group: Any, argument: str) -> None:
+    """Ranks with other shapes would hang or mix up the batch; to find out costs a small message.
+
+    Raises:
+        ArgumentError: a rank has another shape than this one.
+    """
     if not values_are_checked(tensor):
         return
     mine = torch.tensor([tensor.dim(), *tensor.shape, *[0] * (7 - tensor.dim())])

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor, distributed
 
 from speechft.backends import values_are_checked
-from speechft.distributed import all_gather, all_reduce, place_of
+from speechft.distributed import (
+    Gather,
+    all_gather,
+    all_reduce,
+    check_shapes,
+    group_of,
+    place_of,
+)
 from speechft.errors import ArgumentError, ArgumentTypeError
+from speechft.functional._ring import ring_pairwise_lse
+from speechft.functional.pairwise_lse import BACKENDS, pairwise_lse
+from speechft.reference.pairwise_lse import PairwiseLSE
 
 
 def check_margins(margin: float, angular_margin: float, normalize: bool) -> None:
@@ -24,6 +34,49 @@ def check_margins(margin: float, angular_margin: float, normalize: bool) -> None
             raise ArgumentError(argument, "is of the cosine; wants normalize=True")
     if angular_margin > math.pi:
         raise ArgumentError("angular_margin", f"wants radians up to pi, got {angular_margin}")
+
+
+def pairs_over_ranks(
+    query: Tensor,
+    key: Tensor | None,
+    *,
+    scale: Tensor,
+    labels: Tensor | None,
+    gather: Gather,
+    columns: bool = False,
+    own: bool = False,
+) -> PairwiseLSE:
+    """:func:`pairwise_lse` of this rank's queries with the keys of all ranks.
+
+    ``query[i]`` and ``key[i]`` are one sample, of ``labels[i]``, and that pair is left out; without
+    a key the queries are the keys. ``column_negatives`` are of this rank's keys with the queries
+    of all ranks.
+    """
+    group = group_of(gather)
+    rank, ranks = place_of(group)
+    if ranks == 1:
+        return pairwise_lse(
+            query, key, scale=scale, query_labels=labels,
+            key_labels=None if key is None else labels, self_offset=0, columns=columns, own=own,
+        )  # fmt: skip
+    key = query if key is None else key
+    if isinstance(gather, str):
+        if own:
+            raise ArgumentError("gather", 'takes True, not "ring", for positives each on its own')
+        if BACKENDS.choose(query.device, query.dtype) == "reference":
+            raise ArgumentError("gather", '"ring" does not run on the reference; True does')
+        check_shapes(key, group, "gather")
+        return ring_pairwise_lse(query, key, scale, labels, group, columns=columns)
+    start = rank * len(key)
+    ids = None if labels is None else gather_labels(labels, group)
+    found = pairwise_lse(
+        query, all_gather(key, group), scale=scale, query_labels=labels, key_labels=ids,
+        self_offset=start, columns=columns, own=own,
+    )  # fmt: skip
+    if found.column_negatives is None:
+        return found
+    of_all = logsumexp_over_ranks(found.column_negatives, group)
+    return found._replace(column_negatives=of_all[start : start + len(key)])
 
 
 def gather_labels(labels: Tensor, group: Any | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from speechft.distributed import Gather, all_gather, group_of, place_of
+from speechft.distributed import Gather, group_of, place_of
 from speechft.errors import ArgumentError
 from speechft.functional._checks import (
     check_finite,
@@ -16,7 +16,7 @@ from speechft.functional._checks import (
     check_same,
     check_scale,
 )
-from speechft.functional._contrastive import check_margins, gather_labels, logsumexp_over_ranks
+from speechft.functional._contrastive import check_margins, pairs_over_ranks
 from speechft.functional.pairwise_lse import pairwise_lse
 from speechft.reference._embeddings import unit, wide, with_margin
 from speechft.reference._gathered import reduce_rows
@@ -65,7 +65,8 @@ def info_nce(
         angular_margin: added to its angle, in radians (ArcFace). Within 1e-6 of a cosine of 1
             the margin is a constant: the angle has no derivative there.
         gather: keys of all ranks are negatives, and the loss is that of the batch of all ranks;
-            True, or a process group. Batches are of one size.
+            True, or a process group. ``"ring"`` for all ranks without a copy of all keys on each:
+            blocks of keys go round. Batches are of one size.
         reduction: ``"none"`` (of this rank's queries), ``"mean"`` or ``"sum"``.
 
     Returns:
@@ -79,7 +80,8 @@ def info_nce(
 
     With ``gather`` every rank returns the same loss, and DistributedDataParallel's average of the
     gradients is that of one process with the whole batch. Memory beyond inputs and outputs: that of
-    :func:`pairwise_lse`, the unit rows, and with ``gather`` the keys of all ranks.
+    :func:`pairwise_lse`, the unit rows, and with ``gather`` the keys of all ranks (with
+    ``"ring"`` those of two).
 
     Source: van den Oord et al., "CPC", 2018, equation 4; Radford et al., "CLIP", 2021.
 
@@ -103,12 +105,14 @@ def info_nce(
             raise ArgumentError(missing, "are missing: the other side has labels")
     elif queue_labels is not None:
         raise ArgumentError("queue_labels", "wants a queue")
+    if symmetric and not in_batch:
+        raise ArgumentError("symmetric", "wants in_batch=True: keys have no other queries")
     check_margins(margin, angular_margin, normalize)
     check_reduction(reduction)
     check_finite(query, "query")
     check_finite(key, "key")
     group = group_of(gather)
-    rank, ranks = place_of(group)
+    _, ranks = place_of(group)
     N = len(query)
     if queue is None and (N * ranks == 1 or not in_batch):
         raise ArgumentError(
@@ -123,12 +127,9 @@ def info_nce(
     parts = []
     of_keys = None
     if in_batch:
-        keys = all_gather(key, group, "key")
-        ids = None if labels is None else gather_labels(labels, group)
-        found = pairwise_lse(
-            query, keys, scale=scale, query_labels=labels, key_labels=ids,
-            self_offset=rank * N, columns=symmetric,
-        )  # fmt: skip
+        found = pairs_over_ranks(
+            query, key, scale=scale, labels=labels, gather=gather, columns=symmetric
+        )
         parts.append(found.negatives)
         of_keys = found.column_negatives
     if queue is not None:
@@ -141,10 +142,7 @@ def info_nce(
         )  # fmt: skip
     # log(e^t + e^n) - t, without the difference of two large numbers
     values = softplus(_log_of_sum(parts) - positive)
-    if symmetric:
-        if of_keys is None:
-            raise ArgumentError("symmetric", "wants in_batch=True")
-        of_keys = logsumexp_over_ranks(of_keys, group)[rank * N : (rank + 1) * N]
+    if of_keys is not None:
         values = (values + softplus(of_keys - positive)) / 2
     return reduce_rows(values, reduction, group)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from speechft.distributed import Gather, all_gather, group_of, place_of
+from speechft.distributed import Gather, group_of, place_of
 from speechft.errors import ArgumentError
 from speechft.functional._checks import (
     check_finite,
@@ -16,8 +16,12 @@ from speechft.functional._checks import (
     check_same,
     check_scale,
 )
-from speechft.functional._contrastive import check_margins, check_some_negative, gather_labels
-from speechft.functional.pairwise_lse import pairwise_lse
+from speechft.functional._contrastive import (
+    check_margins,
+    check_some_negative,
+    gather_labels,
+    pairs_over_ranks,
+)
 from speechft.reference._embeddings import unit, with_margin
 from speechft.reference._gathered import count_positives, reduce_counted
 
@@ -55,7 +59,7 @@ def nt_xent(
         normalize: make rows of length 1.
         margin: subtracted from the cosine of a positive pair (CosFace); not with ``labels``.
         angular_margin: added to its angle, in radians (ArcFace); not with ``labels``.
-        gather: the views of all ranks are one batch; True, or a process group.
+        gather: the views of all ranks are one batch; True, ``"ring"`` or a process group.
         reduction: ``"mean"`` over positive pairs, ``"sum"`` over them, or ``"none"``: (2N,), of
             each of this rank's views, first those of ``z1``, the sum over its positive pairs.
 
@@ -101,16 +105,10 @@ def nt_xent(
     if labels is None:
         labels = torch.arange(len(z1), device=z.device) + rank * len(z1)
     mine = torch.cat([labels, labels])
-    keys, ids = (
-        (z, mine) if ranks == 1 else (all_gather(z, group, "z1"), gather_labels(mine, group))
-    )
+    ids = gather_labels(mine, group)
     if many:
         check_some_negative(ids, "NT-Xent tells the positive ones from")
-    found = pairwise_lse(
-        z, None if ranks == 1 else keys, scale=tau.reciprocal(), query_labels=mine,
-        key_labels=None if ranks == 1 else ids, self_offset=rank * len(z),
-        own=many,
-    )  # fmt: skip
+    found = pairs_over_ranks(z, None, scale=tau.reciprocal(), labels=mine, gather=gather, own=many)
     counts = count_positives(mine, ids, self_pairs=True)
     if many:
         values = -found.positive_sum

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speechft.distributed import Gather, all_gather, all_reduce, group_of, place_of
+from speechft.distributed import Gather, all_reduce, group_of, place_of
 from speechft.errors import ArgumentError
 from speechft.functional._checks import (
     check_finite,
@@ -14,8 +14,12 @@ from speechft.functional._checks import (
     check_reduction,
     check_scale,
 )
-from speechft.functional._contrastive import check_margins, check_some_negative, gather_labels
-from speechft.functional.pairwise_lse import pairwise_lse
+from speechft.functional._contrastive import (
+    check_margins,
+    check_some_negative,
+    gather_labels,
+    pairs_over_ranks,
+)
 from speechft.reference._embeddings import DENOMINATORS, unit
 from speechft.reference._gathered import count_positives
 
@@ -55,7 +59,7 @@ def sup_con(
         normalize: make rows of length 1.
         denominator: ``"all"``, ``"own"`` or ``"none"``.
         margin: subtracted from the cosines of positive pairs (CosFace); not with ``"own"``.
-        gather: the embeddings of all ranks are one batch; True, or a process group.
+        gather: the embeddings of all ranks are one batch; True, ``"ring"`` or a process group.
         reduction: ``"mean"`` over embeddings with a positive, ``"sum"``, or ``"none"``: (N,), or
             (N V,) in the order of ``embeddings.flatten(0, 1)``, zero where there is no positive.
 
@@ -112,7 +116,7 @@ def sup_con_and_count(
     check_reduction(reduction)
     check_finite(embeddings, "embeddings")
     group = group_of(gather)
-    rank, ranks = place_of(group)
+    _, ranks = place_of(group)
     tau = check_scale(temperature, "temperature", embeddings)
     if views:
         labels = labels.repeat_interleave(embeddings.shape[1])
@@ -121,16 +125,12 @@ def sup_con_and_count(
         raise ArgumentError("embeddings", "holds one: there is no other to compare it with")
 
     z = unit(embeddings, normalize)
-    keys, ids = z, labels
-    if ranks > 1:
-        keys, ids = all_gather(z, group, "embeddings"), gather_labels(labels, group)
+    ids = gather_labels(labels, group)
     if denominator != "all":
         check_some_negative(ids, f'denominator="{denominator}" wants')
-    found = pairwise_lse(
-        z, None if ranks == 1 else keys, scale=tau.reciprocal(), query_labels=labels,
-        key_labels=None if ranks == 1 else ids, self_offset=rank * len(z),
-        own=denominator == "own",
-    )  # fmt: skip
+    found = pairs_over_ranks(
+        z, None, scale=tau.reciprocal(), labels=labels, gather=gather, own=denominator == "own"
+    )
     counts = count_positives(labels, ids, self_pairs=True)
     valid = counts > 0
     mean = found.positive_sum / counts.clamp_min(1)  # of the logits of positive pairs
