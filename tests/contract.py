@@ -6,11 +6,13 @@ error of the same-dtype reference, plus rounding. No tolerance is picked by hand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+import speechft
 from speechft import backends
 
 Op = Callable[..., Tensor]
@@ -20,6 +22,45 @@ def available(op: str) -> list[str]:
     """Backends of the op that run on this machine, the reference apart."""
     known = backends.OPS[op]
     return [name for name, why in known.why_not.items() if name != "reference" and why() is None]
+
+
+def instruction_sets() -> list[str]:
+    """What the CPU kernels can be told to run on here."""
+    module = backends.compiled_module()
+    found = []
+    for name in ("avx512", "avx2", "baseline") if module is not None else ():
+        try:
+            module.set_instruction_set(name)
+        except ValueError:
+            continue
+        found.append(name)
+        module.set_instruction_set("")
+    return found
+
+
+def providers(op: str) -> list[tuple[str, str]]:
+    """Each backend of the op that runs here, and on the CPU each instruction set."""
+    others = [(name, "") for name in available(op) if name != "cpu"]
+    return [("cpu", name) for name in instruction_sets()] + others
+
+
+def name_of(provider: tuple[str, str]) -> str:
+    return "-".join(part for part in provider if part)
+
+
+@contextmanager
+def running_on(provider: tuple[str, str]) -> Iterator[str]:
+    """Inside the block, ops run on this backend (and instruction set); gives the backend."""
+    name, instruction_set = provider
+    module = backends.compiled_module()
+    if name == "cpu":
+        module.set_instruction_set(instruction_set)
+    try:
+        with speechft.use_backend(name):
+            yield name
+    finally:
+        if name == "cpu":
+            module.set_instruction_set("")
 
 
 def device_of(backend: str) -> str:

@@ -56,10 +56,25 @@ inline double total(F v) {
   return sum;
 }
 
-// e^x for x <= 0. The logits are in nats, and only their differences are turned to powers of two:
-// log2(e), rounded, would be off by more on the logits themselves.
-constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
-inline F exp_negative(F x) { return exp2_negative(x * splat(LOG2E)); }
+constexpr float LN2 = 0.693147181f;
+
+// e^x for x <= 0 (or little above), 0 below -88; relative error about 1e-7. Of x, not of x log2(e)
+// rounded: the remainder x - n ln 2 is exact to float32, whatever the size of x.
+inline F exp_negative(F x) {
+  x = maximum(x, splat(-88.0f));
+  const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const F shifted = x * splat(1.44269504f) + magic;
+  const F n = shifted - magic;
+  const F r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);  // ln 2 in two parts
+  F p = splat(1.38638e-3f);
+  p = p * r + splat(8.36748e-3f);
+  p = p * r + splat(4.166724e-2f);
+  p = p * r + splat(1.6666534e-1f);
+  p = p * r + splat(5.00000000e-1f);
+  p = (p * r) * r + r + splat(1.0f);
+  const I exponent = bits(shifted) - bits(magic) + 127;
+  return p * from_bits(exponent << 23);
+}
 
 // A maximum of nothing would make NaN of its differences; nothing is ever added to its sum.
 inline float finite(float maximum) { return maximum == NONE ? 0.0f : maximum; }

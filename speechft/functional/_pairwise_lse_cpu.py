@@ -100,9 +100,10 @@ class _Sums:
     def of_negatives(self) -> Any:
         return _module().PairwiseSums(_address(self.maximum[0]), _address(self.sum[0]))
 
-    def lse(self) -> Tensor:
-        """(2, size): of negative and of positive pairs."""
-        return (self.maximum + self.sum.log()).float()
+    def lse(self) -> tuple[Tensor, Tensor]:
+        """(size,) of negative pairs, and of positive ones."""
+        negatives, positives = self.maximum + self.sum.log()
+        return negatives.float(), positives.float()
 
 
 def pairwise_lse(
@@ -174,8 +175,9 @@ def pairwise_lse_backward(
     if pairs.same:
         column_weights = row_weights
     elif columns:
-        zeros = torch.zeros(len(pairs.key))
-        of_columns = [*(t.float().contiguous() for t in columns), *[zeros] * 3]
+        # Positive pairs give nothing to the columns: e^(s - inf) is 0, whatever s.
+        infinite, zeros = torch.full((len(pairs.key),), math.inf), torch.zeros(len(pairs.key))
+        of_columns = [*(t.float().contiguous() for t in columns), infinite, zeros, zeros]
         column_weights = module.PairwiseWeights(*map(_address, of_columns))
     else:
         column_weights = module.PairwiseWeights()

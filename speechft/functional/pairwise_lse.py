@@ -184,6 +184,48 @@ def _pairwise_lse_backward(
         )  # fmt: skip
 
 
+@torch.library.impl("speechft::pairwise_lse", "cuda")
+def _pairwise_lse_cuda(
+    query: Tensor,
+    key: Tensor | None,
+    scale: Tensor,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    self_offset: int | None,
+    columns: bool,
+    own: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from speechft.kernels import pairwise_lse as kernels
+
+    with torch.autocast("cuda", enabled=False):
+        return kernels.pairwise_lse(  # type: ignore[no-any-return]
+            query, key, scale, query_labels, key_labels, self_offset, columns, own
+        )
+
+
+@torch.library.impl("speechft::pairwise_lse_backward", "cuda")
+def _pairwise_lse_backward_cuda(
+    query: Tensor,
+    key: Tensor | None,
+    scale: Tensor,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    self_offset: int | None,
+    own: bool,
+    rows: list[Tensor],
+    columns: list[Tensor],
+    need_query: bool,
+    need_key: bool,
+) -> tuple[Tensor, Tensor]:
+    from speechft.kernels import pairwise_lse as kernels
+
+    with torch.autocast("cuda", enabled=False):
+        return kernels.pairwise_lse_backward(  # type: ignore[no-any-return]
+            query, key, scale, query_labels, key_labels, self_offset, own, rows, columns,
+            need_query, need_key, atomics=backends.atomics_allowed(),
+        )  # fmt: skip
+
+
 @torch.library.register_fake("speechft::pairwise_lse")
 def _(query, key, scale, query_labels, key_labels, self_offset, columns, own):  # type: ignore[no-untyped-def]
     rows = [query.new_empty(query.shape[0], dtype=torch.float32) for _ in range(4)]
@@ -215,6 +257,8 @@ def _backward(ctx, g_negatives, g_positives, g_sum, _g_weight, g_columns):  # ty
     query, key, scale, query_labels, key_labels, *outputs = ctx.saved_tensors
     negatives, positives, weight, of_columns = outputs
     need_query, need_key, need_scale = ctx.needs_input_grad[:3]
+    if not ctx.columns:  # an empty tensor, and so is what comes in for it
+        g_columns = None
     incoming = (g_negatives, g_positives, g_sum, g_columns)
     none = (None,) * 5
     if all(g is None for g in incoming):

@@ -14,6 +14,9 @@ from contract import (
     assert_padding_invariant,
     available,
     device_of,
+    name_of,
+    providers,
+    running_on,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,40 +25,16 @@ from torch import Tensor
 import speechft
 from speechft import functional as F
 from speechft import reference as R
-from speechft.backends import compiled_module
 from speechft.errors import ArgumentError, ArgumentTypeError, BackendError, LengthError
 
 BACKENDS = available("soft_dtw")
-MODULE = compiled_module()
 
 
-def instruction_sets() -> list[str]:
-    if MODULE is None:
-        return []
-    found = []
-    for name in ("avx512", "avx2", "baseline"):
-        try:
-            MODULE.set_instruction_set(name)
-        except ValueError:
-            continue
-        found.append(name)
-    MODULE.set_instruction_set("")
-    return found
-
-
-PROVIDERS = [("cpu", name) for name in instruction_sets()] + [("cuda", "")] * ("cuda" in BACKENDS)
-
-
-@pytest.fixture(params=PROVIDERS, ids=lambda p: f"{p[0]}-{p[1]}".rstrip("-"))
+@pytest.fixture(params=providers("soft_dtw"), ids=name_of)
 def backend(request):
     """Each backend that runs here, and on the CPU each instruction set."""
-    name, instruction_set = request.param
-    if name == "cpu":
-        MODULE.set_instruction_set(instruction_set)
-    with speechft.use_backend(name):
+    with running_on(request.param) as name:
         yield name
-    if name == "cpu":
-        MODULE.set_instruction_set("")
 
 
 def sequences(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
