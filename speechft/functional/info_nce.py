@@ -121,7 +121,7 @@ def info_nce(
     tau = check_scale(temperature, "temperature", query)
 
     query, key = unit(query, normalize), unit(key, normalize)
-    positive = torch.linalg.vecdot(wide(query), wide(key)) / tau
+    positive = (wide(query) * wide(key)).sum(-1) / tau  # vecdot would be autocast
     positive = with_margin(positive, tau, margin, angular_margin)
     scale = tau.reciprocal()
     parts = []

@@ -81,7 +81,8 @@ def pairwise_lse(
         key, key_labels = query, query_labels
     wide = torch.promote_types(query.dtype, torch.float32)
     query, key = query.to(wide), key.to(wide)
-    logits = scale * (query @ key.T)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = scale * (query @ key.T)
     positive, negative = pair_masks(
         len(query), len(key), query_labels, key_labels, self_offset, query.device
     )
