@@ -6,7 +6,7 @@ import importlib.util
 
 collect_ignore: list[str] = []
 if importlib.util.find_spec("pytest_benchmark") is None:
-    collect_ignore.append("test_soft_dtw.py")
+    collect_ignore.append("test_ops.py")
 
 
 def pytest_report_header() -> str | None:

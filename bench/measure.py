@@ -52,7 +52,7 @@ def call(provider: Provider, inputs: Inputs, mode: str) -> Call:
 
 def _graph(provider: Provider, lot: Inputs) -> tuple[Tensor, list[Tensor]]:
     leaves = [leaf.detach().requires_grad_() for leaf in lot.leaves]
-    return provider.op(Inputs(tuple(leaves), lot.lengths)).sum(), leaves
+    return provider.op(Inputs(tuple(leaves), lot.integers)).sum(), leaves
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def error(provider: Provider, inputs: Inputs, exact: list[Tensor]) -> Error:
 
 def _value_and_gradients(op: Callable[[Inputs], Tensor], inputs: Inputs) -> list[Tensor]:
     leaves = [leaf.detach().requires_grad_() for leaf in inputs.leaves]
-    value = op(Inputs(tuple(leaves), inputs.lengths))
+    value = op(Inputs(tuple(leaves), inputs.integers))
     return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
 

@@ -18,30 +18,33 @@ from speechft.errors import ConfigError
 
 from .machine import Machine
 
-OPS = ("soft_dtw",)
+OPS = ("soft_dtw", "info_nce", "nt_xent", "sup_con")
 
 FORWARD, BACKWARD, BOTH = MODES = ("forward", "backward", "forward+backward")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a case: tensors that get a gradient, and lengths. All have the batch first."""
+    """Inputs of a case: tensors that get a gradient, and integers: lengths, labels.
+
+    All have the batch first.
+    """
 
     leaves: tuple[Tensor, ...]
-    lengths: tuple[Tensor, ...] = ()
+    integers: tuple[Tensor, ...] = ()
 
     def samples(self, start: int, stop: int) -> Inputs:
         """Samples ``start`` to ``stop`` of the batch, as views."""
         return Inputs(
             tuple(leaf[start:stop] for leaf in self.leaves),
-            tuple(length[start:stop] for length in self.lengths),
+            tuple(integer[start:stop] for integer in self.integers),
         )
 
     def to(self, device: str, dtype: torch.dtype | None = None) -> Inputs:
         """A copy on a device; ``dtype`` is of the leaves."""
         return Inputs(
             tuple(leaf.to(device=device, dtype=dtype) for leaf in self.leaves),
-            tuple(length.to(device) for length in self.lengths),
+            tuple(integer.to(device) for integer in self.integers),
         )
 
     def __len__(self) -> int:

@@ -67,14 +67,14 @@ def speechft_op(
 
     def run(inputs: Inputs) -> Tensor:
         with speechft.use_backend(backend):
-            return op(*inputs.leaves, *inputs.lengths, reduction="none", **settings)
+            return op(*inputs.leaves, *inputs.integers, reduction="none", **settings)
 
     return run
 
 
 def reference_op(op: Callable[..., Tensor], **settings: Any) -> Callable[[Inputs], Tensor]:
     """The reference, of any dtype."""
-    return lambda inputs: op(*inputs.leaves, *inputs.lengths, reduction="none", **settings)
+    return lambda inputs: op(*inputs.leaves, *inputs.integers, reduction="none", **settings)
 
 
 def peer(name: str, **settings: Any) -> Callable[[Inputs], Tensor]:
@@ -83,7 +83,7 @@ def peer(name: str, **settings: Any) -> Callable[[Inputs], Tensor]:
     def run(inputs: Inputs) -> Tensor:
         from .peers import soft_dtw_numba
 
-        value: Tensor = getattr(soft_dtw_numba, name)(*inputs.leaves, *inputs.lengths, **settings)
+        value: Tensor = getattr(soft_dtw_numba, name)(*inputs.leaves, *inputs.integers, **settings)
         return value
 
     return run

@@ -12,15 +12,15 @@ import torch
 
 from . import measure, registry
 
-_CASES = {case.name: case for case in registry.cases("soft_dtw")}
-_RUNS = [(case, provider) for case in _CASES.values() for provider in case.providers]
+_CASES = [case for op in registry.OPS for case in registry.cases(op)]
+_RUNS = [(case, provider) for case in _CASES for provider in case.providers]
 _truths: dict[str, Any] = {}
 
 
 @pytest.mark.parametrize(
-    ("case", "name"), _RUNS, ids=[f"{case.name}-{provider}" for case, provider in _RUNS]
+    ("case", "name"), _RUNS, ids=[f"{case.op}-{case.name}-{name}" for case, name in _RUNS]
 )
-def test_soft_dtw(benchmark: Any, case: registry.Case, name: str) -> None:
+def test_op(benchmark: Any, case: registry.Case, name: str) -> None:
     provider = case.providers[name]
     if case.device == "cuda" and not torch.cuda.is_available():
         pytest.skip("not run: no GPU")
