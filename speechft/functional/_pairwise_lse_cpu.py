@@ -55,10 +55,11 @@ class _Pairs:
     def tiles(self, *, halve: bool) -> Iterator[tuple[slice, slice, bool]]:
         """Rows and columns of each tile, and whether it lies on the diagonal of one side."""
         N, M = len(self.query), len(self.key)
+        width = ROWS if halve else COLUMNS  # squares, so that the diagonal lies in whole tiles
         for top in range(0, N, ROWS):
             rows = slice(top, min(top + ROWS, N))
-            for left in range(top if halve else 0, M, COLUMNS):
-                yield rows, slice(left, min(left + COLUMNS, M)), halve and left == top
+            for left in range(top if halve else 0, M, width):
+                yield rows, slice(left, min(left + width, M)), halve and left == top
 
     def multiply(self, rows: slice, columns: slice, memory: Tensor) -> tuple[Tensor, Any]:
         """Products of a tile, and the tile as C++ takes it."""
@@ -80,7 +81,8 @@ class _Pairs:
         return products, tile
 
     def memory(self) -> Tensor:
-        return buffer((min(ROWS, len(self.query)) * min(COLUMNS, len(self.key)),))
+        widest = min(max(ROWS, COLUMNS), len(self.key))
+        return buffer((min(ROWS, len(self.query)) * widest,))
 
 
 class _Sums:
@@ -128,7 +130,7 @@ def pairwise_lse(
         by_column = row_sums.of_all()  # the columns are the rows again
     elif column_sums is not None:
         by_column = column_sums.of_negatives()
-    scratch = torch.empty(module.pairwise_scratch(min(N, ROWS), min(M, COLUMNS)))
+    scratch = torch.empty(module.pairwise_scratch(min(N, ROWS), min(M, max(ROWS, COLUMNS))))
     for rows, across, diagonal in pairs.tiles(halve=pairs.same):
         _, tile = pairs.multiply(rows, across, memory)
         other = none if diagonal else by_column
