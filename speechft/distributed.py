@@ -78,6 +78,20 @@ def all_reduce(tensor: Tensor, group: Any | None) -> Tensor:
     return _sum(tensor, group)
 
 
+def shared(tensor: Tensor, group: Any | None) -> Tensor:
+    """A parameter of the loss, such as its temperature: on each rank with the mean gradient.
+
+    Each rank's part of the gradient is W times its own; the mean of them is that of one process,
+    whether DistributedDataParallel averages it once more or has never heard of the loss.
+    """
+    if group is None or place_of(group)[1] == 1 or not tensor.requires_grad:
+        return tensor
+    if not torch.is_grad_enabled():
+        return tensor
+    same: Tensor = _Shared.apply(tensor, group)  # type: ignore[no-untyped-call]
+    return same
+
+
 def _gather(tensor: Tensor, group: Any) -> Tensor:
     tensor = tensor.detach().contiguous()
     parts = [torch.empty_like(tensor) for _ in range(place_of(group)[1])]
@@ -135,3 +149,14 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _sum(grad, ctx.group), None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _sum(grad, ctx.group) / place_of(ctx.group)[1], None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from speechft.distributed import Gather, group_of, place_of
+from speechft.distributed import Gather, group_of, place_of, shared
 from speechft.errors import ArgumentError
 from speechft.functional._checks import (
     check_finite,
@@ -118,7 +118,7 @@ def info_nce(
         raise ArgumentError(
             "key", f"holds {N * ranks} of the batch and there is no queue: no query has a negative"
         )
-    tau = check_scale(temperature, "temperature", query)
+    tau = shared(check_scale(temperature, "temperature", query), group)
 
     query, key = unit(query, normalize), unit(key, normalize)
     positive = (wide(query) * wide(key)).sum(-1) / tau  # vecdot would be autocast

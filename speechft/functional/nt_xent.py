@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from speechft.distributed import Gather, group_of, place_of
+from speechft.distributed import Gather, group_of, place_of, shared
 from speechft.errors import ArgumentError
 from speechft.functional._checks import (
     check_finite,
@@ -98,7 +98,7 @@ def nt_xent(
     rank, ranks = place_of(group)
     if len(z1) * ranks == 1:
         raise ArgumentError("z1", "holds one sample: there is no other to tell it from")
-    tau = check_scale(temperature, "temperature", z1)
+    tau = shared(check_scale(temperature, "temperature", z1), group)
 
     z = torch.cat([unit(z1, normalize), unit(z2, normalize)])
     many = labels is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speechft.distributed import Gather, all_reduce, group_of, place_of
+from speechft.distributed import Gather, all_reduce, group_of, place_of, shared
 from speechft.errors import ArgumentError
 from speechft.functional._checks import (
     check_finite,
@@ -117,7 +117,7 @@ def sup_con_and_count(
     check_finite(embeddings, "embeddings")
     group = group_of(gather)
     _, ranks = place_of(group)
-    tau = check_scale(temperature, "temperature", embeddings)
+    tau = shared(check_scale(temperature, "temperature", embeddings), group)
     if views:
         labels = labels.repeat_interleave(embeddings.shape[1])
         embeddings = embeddings.flatten(0, 1)

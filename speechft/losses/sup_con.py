@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ class SupConLoss(nn.Module):
             self.gather,
             self.reduction,
         )
-        self.batches_without_positives += counted == 0
+        before = _on(counted, self.batches_without_positives)
+        self.batches_without_positives = before + (counted == 0)
         return value
 
     def extra_repr(self) -> str:
@@ -177,14 +179,25 @@ class FactorSupConLoss(nn.Module):
             ),
             strict=True,
         )
-        if len(self.batches_without_positives) != K:
-            self.batches_without_positives = torch.zeros(K, dtype=torch.int64, device=first.device)
-        self.batches_without_positives += torch.stack(counts) == 0
+        without = torch.stack(counts) == 0
+        before = self.batches_without_positives
+        self.batches_without_positives = (_on(without, before) if len(before) == K else 0) + without
         values = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)])
         return values.sum() if self.reduction == "sum" else values
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state.get(prefix + "batches_without_positives")
+        if isinstance(saved, Tensor):  # made at the first batch: its size is not known before
+            self.batches_without_positives = torch.zeros_like(saved)
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def extra_repr(self) -> str:
         return (
             f"weights={self.weights}, normalize={self.normalize}, "
             f"denominator={self.denominator!r}, margin={self.margin}, gather={self.gather}"
         )
+
+
+def _on(like: Tensor, counts: Tensor) -> Tensor:
+    """Where the batch is: a loss without parameters is easily left behind on the CPU."""
+    return counts.to(like.device)

@@ -79,11 +79,12 @@ def losses_and_gradients(rank: int, ranks: int, gather) -> dict[str, tuple[Tenso
         encoder = nn.Linear(D, 4)
         value = call(loss, encoder(x), encoder(y), labels, factors)
         value.backward()
-        gradients = [p.grad for p in (*encoder.parameters(), *loss.parameters())]
+        gradients = [p.grad for p in encoder.parameters()]
         if ranks > 1:
             for gradient in gradients:
                 distributed.all_reduce(gradient)
                 gradient /= ranks
+        gradients += [p.grad for p in loss.parameters()]  # right on each rank, averaged or not
         buffers = [buffer.double() for buffer in loss.buffers()]
         found[name] = (value.detach(), *gradients, *buffers)
     return found

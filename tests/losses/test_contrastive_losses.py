@@ -129,7 +129,9 @@ class TestFactors:
         loss = FactorSupConLoss((1.0, 1.0))
         loss(rows(6, 4), torch.stack([LABELS, torch.arange(6)], 1))
         assert loss.batches_without_positives.tolist() == [0, 1]
-        assert loss.state_dict()["batches_without_positives"].tolist() == [0, 1]
+        again = FactorSupConLoss()  # which does not know yet how many factors there are
+        again.load_state_dict(loss.state_dict())
+        assert again.batches_without_positives.tolist() == [0, 1]
 
     @pytest.mark.parametrize(
         ("argument", "error", "call"),
