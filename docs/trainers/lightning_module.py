@@ -9,7 +9,7 @@ from speechft.losses import NTXentLoss
 
 
 class Refiner(LightningModule):
-    def __init__(self, gather=False):  # True with strategy="ddp_find_unused_parameters_true"
+    def __init__(self, gather=False):  # True with strategy="ddp"
         super().__init__()
         self.encoder, self.losses = models.tiny("hubert").train(), []
         self.loss_fn = NTXentLoss(learn_temperature=True, gather=gather)

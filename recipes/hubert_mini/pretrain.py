@@ -69,6 +69,7 @@ class Masked(nn.Module):
     def __init__(self, encoder: Encoder, clusters: int) -> None:
         super().__init__()
         self.encoder = encoder
+        encoder.hf_model.masked_spec_embed.requires_grad_(True)
         self.head = nn.Linear(encoder.hidden_size, clusters)
 
     def forward(self, waveforms: Tensor, mask: Tensor) -> Tensor:

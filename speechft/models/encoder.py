@@ -105,6 +105,10 @@ class Encoder(nn.Module):
         self._switch_off("layerdrop", 0.0)
         if not spec_augment:
             self._switch_off("apply_spec_augment", False)
+            if getattr(model, "masked_spec_embed", None) is not None:
+                # Nothing else reads it, and a tensor that is trained in vain stops
+                # DistributedDataParallel.
+                model.masked_spec_embed.requires_grad_(False)
         if self._wavlm:
             from speechft.models.wavlm import adopt
 

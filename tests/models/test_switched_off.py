@@ -41,6 +41,17 @@ def test_masking_when_asked_for(kind: str) -> None:
     assert not torch.equal(runs[0], runs[1]) or not torch.equal(runs[0], runs[2])
 
 
+@pytest.mark.parametrize("kind", models.SUPPORTED)
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_what_is_trainable_is_trained(kind: str, pre_norm: bool) -> None:
+    """Every tensor that asks for a gradient gets one: DistributedDataParallel stops otherwise."""
+    encoder = models.tiny(kind, config={"do_stable_layer_norm": pre_norm}).train()
+    encoder(noise(2, 6000), [6000, 3000]).last_hidden_state.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
+    masking = models.wrap(plain_twin(encoder), spec_augment=True)
+    assert masking.hf_model.masked_spec_embed.requires_grad
+
+
 def test_dropout_is_kept() -> None:
     encoder = models.tiny(config={"hidden_dropout": 0.5}).train()
     speech = noise(1, 4000)
