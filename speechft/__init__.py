@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from speechft import functional, losses, reference
-from speechft.backends import checked, use_backend
+from speechft.backends import atomics, checked, use_backend
 from speechft.lengths import Lengths
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Lengths",
     "__version__",
+    "atomics",
     "augment",
     "checked",
     "data",

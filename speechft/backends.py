@@ -1,10 +1,11 @@
 """Which implementation of an op runs, and whether values on a GPU are checked.
 
-Two switches, each a context manager and an environment variable, and no other global state:
+Three switches, each a context manager and an environment variable, and no other global state:
 
 * :func:`use_backend` / ``SPEECHFT_BACKEND``: ``auto``, ``reference``, ``cpu``, ``triton``, ``cuda``
 * :func:`checked` / ``SPEECHFT_CHECKED=1``: also check values (NaN, ranges) of tensors on a GPU,
   which makes the host wait for it.
+* :func:`atomics` / ``SPEECHFT_ATOMICS=1``: sums in any order on a GPU, where that is faster.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class _Switches:
 
     backend: str = os.environ.get("SPEECHFT_BACKEND", "auto")
     checked: bool = os.environ.get("SPEECHFT_CHECKED", "0") not in ("", "0")
+    atomics: bool = os.environ.get("SPEECHFT_ATOMICS", "0") not in ("", "0")
 
 
 _switches = _Switches()
@@ -65,6 +67,25 @@ def checked() -> Iterator[None]:
         yield
     finally:
         _switches.checked = before
+
+
+@contextmanager
+def atomics() -> Iterator[None]:
+    """Sums in any order on a GPU: faster, and not the same bits twice.
+
+    Counts in the backward too, where it is inside the block. Ops that have no such kernel run as
+    they always do.
+    """
+    before, _switches.atomics = _switches.atomics, True
+    try:
+        yield
+    finally:
+        _switches.atomics = before
+
+
+def atomics_allowed() -> bool:
+    """Whether a kernel may add to the same number from several blocks, in any order."""
+    return _switches.atomics
 
 
 def values_are_checked(tensor: Tensor) -> bool:

@@ -119,6 +119,8 @@ def pairwise_lse(
     if key is not None:
         check_finite(key, "key")
     scale = check_scale(scale, "scale", query)
+    if key is None and self_offset:  # pairs left out off the diagonal are not their own mirror
+        key, key_labels = query, query_labels
 
     if BACKENDS.choose(query.device, query.dtype) == "reference":
         return R.pairwise_lse(
