@@ -106,7 +106,6 @@ def test_ids_with_spaces_in_a_table_of_tabs(tmp_path):
     assert as_tuples(read_trials(path, utterances("c d", "a b"))) == [(1, 0, True)]
 
 
-@pytest.mark.slow
 def test_a_million_trials_are_a_matter_of_seconds(tmp_path):
     count, ids = 1_000_000, [f"id{n:05}/video{n % 7}/{n:05}" for n in range(5000)]
     draw = np.random.default_rng(0)
