@@ -81,7 +81,7 @@ stage tests-gpu 80 "$python" -m pytest -q --maxfail=10 -m gpu --continue-on-coll
 stage tests-contract 60 "$python" -m pytest -q --maxfail=10 -k "cuda or triton" -p no:cacheprovider \
     tests/functional
 stage bench-soft_dtw 70 "$python" -m speechft.bench soft_dtw --quick --device cuda --output "$out"
-for op in info_nce nt_xent sup_con; do
-    stage "bench-$op" 40 "$python" -m speechft.bench "$op" --device cuda --output "$out"
+for op in info_nce nt_xent sup_con barlow_twins; do
+    stage "bench-$op" 30 "$python" -m speechft.bench "$op" --device cuda --output "$out"
 done
 finish

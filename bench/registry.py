@@ -18,7 +18,7 @@ from speechft.errors import ConfigError
 
 from .machine import Machine
 
-OPS = ("soft_dtw", "info_nce", "nt_xent", "sup_con")
+OPS = ("soft_dtw", "info_nce", "nt_xent", "sup_con", "barlow_twins")
 
 FORWARD, BACKWARD, BOTH = MODES = ("forward", "backward", "forward+backward")
 

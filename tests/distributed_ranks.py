@@ -6,6 +6,7 @@ back by rank, and an error in a rank is an error here, with the message and the 
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -69,6 +70,8 @@ def _context() -> Any:
 
 def _rank(function: Callable[..., Any], rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
+    stack = (Path(folder) / f"stack{rank}").open("w")
+    faulthandler.dump_traceback_later(1.5 * SECONDS, exit=True, file=stack)
     try:
         distributed.init_process_group(
             "gloo",
@@ -92,7 +95,7 @@ def _raise_what_failed(ranks: list[Any], folder: Path) -> None:
     errors = {r: folder / f"error{r}" for r in range(len(ranks))}
     said = {r: path.read_text() for r, path in errors.items() if path.exists()}
     silent = {
-        r: f"it ended with code {process.exitcode} and said nothing"
+        r: f"it ended with code {process.exitcode} {(folder / f'stack{r}').read_text()}"
         for r, process in enumerate(ranks)
         if process.exitcode != 0 and r not in said
     }
