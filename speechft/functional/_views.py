@@ -24,7 +24,7 @@ def check_views(z1: Tensor, z2: Tensor, group: Any | None) -> None:
             "z1", f"wants 2 samples or more, because one has no variance; got {tuple(z1.shape)}"
         )
     check_finite(z1, "z1")
-    pass
+    check_finite(z2, "z2")
 
 
 def check_weight(value: float, argument: str) -> float:

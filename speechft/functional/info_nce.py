@@ -18,7 +18,7 @@ from speechft.functional._checks import (
 )
 from speechft.functional._contrastive import check_margins, pairs_over_ranks
 from speechft.functional.pairwise_lse import pairwise_lse
-from speechft.reference._embeddings import unit, wide, with_margin
+from speechft.reference._embeddings import normalized, wide, with_margin
 from speechft.reference._gathered import reduce_rows
 
 
@@ -120,7 +120,7 @@ def info_nce(
         )
     tau = shared(check_scale(temperature, "temperature", query), group)
 
-    query, key = unit(query, normalize), unit(key, normalize)
+    query, key = normalized(query, normalize), normalized(key, normalize)
     positive = (wide(query) * wide(key)).sum(-1) / tau  # vecdot would be autocast
     positive = with_margin(positive, tau, margin, angular_margin)
     scale = tau.reciprocal()
@@ -136,7 +136,7 @@ def info_nce(
         check_finite(queue, "queue")
         parts.append(
             pairwise_lse(
-                query, unit(queue, normalize), scale=scale, query_labels=labels,
+                query, normalized(queue, normalize), scale=scale, query_labels=labels,
                 key_labels=queue_labels,
             ).negatives
         )  # fmt: skip

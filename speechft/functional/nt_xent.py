@@ -22,7 +22,7 @@ from speechft.functional._contrastive import (
     gather_labels,
     pairs_over_ranks,
 )
-from speechft.reference._embeddings import unit, with_margin
+from speechft.reference._embeddings import normalized, with_margin
 from speechft.reference._gathered import count_positives, reduce_counted
 
 
@@ -100,7 +100,7 @@ def nt_xent(
         raise ArgumentError("z1", "holds one sample: there is no other to tell it from")
     tau = shared(check_scale(temperature, "temperature", z1), group)
 
-    z = torch.cat([unit(z1, normalize), unit(z2, normalize)])
+    z = torch.cat([normalized(z1, normalize), normalized(z2, normalize)])
     many = labels is not None
     if labels is None:
         labels = torch.arange(len(z1), device=z.device) + rank * len(z1)

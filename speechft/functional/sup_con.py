@@ -20,7 +20,7 @@ from speechft.functional._contrastive import (
     gather_labels,
     pairs_over_ranks,
 )
-from speechft.reference._embeddings import DENOMINATORS, unit
+from speechft.reference._embeddings import DENOMINATORS, normalized
 from speechft.reference._gathered import count_positives
 
 
@@ -124,7 +124,7 @@ def sup_con_and_count(
     if len(embeddings) * ranks == 1:
         raise ArgumentError("embeddings", "holds one: there is no other to compare it with")
 
-    z = unit(embeddings, normalize)
+    z = normalized(embeddings, normalize)
     ids = gather_labels(labels, group)
     if denominator != "all":
         check_some_negative(ids, f'denominator="{denominator}" wants')

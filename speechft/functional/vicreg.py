@@ -88,4 +88,4 @@ def vicreg(
             energy = [cross_energy(z, off_diagonal=True) for z in (z1, z2)]
         else:
             energy = [cross_energy_of_ranks(z, z, group, off_diagonal=True) for z in (z1, z2)]
-        return loss + cov_weight / ((rows - 1) ** 2 * dim) * (energy[0] + energy[1])
+        return loss + cov_weight / (rows**2 * dim) * (energy[0] + energy[1])

@@ -11,7 +11,7 @@ from speechft.distributed import Gather, all_gather, group_of, place_of
 from speechft.errors import ArgumentError
 from speechft.functional.info_nce import info_nce
 from speechft.losses._temperature import Temperature
-from speechft.reference._embeddings import unit
+from speechft.reference._embeddings import normalized
 
 _ANOTHER = 1 << 62  # the label of keys that were given none: no sample's
 
@@ -129,7 +129,7 @@ class MoCoLoss(nn.Module):
 
     @torch.no_grad()
     def _enter(self, key: Tensor, labels: Tensor, group: Any | None) -> None:
-        keys = all_gather(unit(key, self.normalize), group)
+        keys = all_gather(normalized(key, self.normalize), group)
         places = (self.place + torch.arange(len(keys), device=key.device)) % len(self.queue)
         self.queue.index_copy_(0, places, keys.to(self.queue.dtype))
         self.queue_labels.index_copy_(0, places, all_gather(labels.long(), group))

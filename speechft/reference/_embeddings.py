@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nn
+
+from speechft.reference._unit import unit
 
 DENOMINATORS = ("all", "own", "none")
 
@@ -16,9 +17,9 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def unit(x: Tensor, normalize: bool) -> Tensor:
+def normalized(x: Tensor, normalize: bool) -> Tensor:
     """Rows of length 1, computed in float32 and rounded to the dtype of ``x``."""
-    return nn.normalize(wide(x), dim=-1).to(x.dtype) if normalize else x
+    return unit(wide(x)).to(x.dtype) if normalize else x
 
 
 def with_margin(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from speechft.distributed import Gather, all_gather, group_of, place_of
-from speechft.reference._embeddings import unit, wide, with_margin
+from speechft.reference._embeddings import normalized, wide, with_margin
 from speechft.reference._gathered import reduce_rows
 
 
@@ -31,11 +31,11 @@ def info_nce(
     """See :func:`speechft.functional.info_nce`. Memory: several N x M."""
     group = group_of(gather)
     rank, _ = place_of(group)
-    query, key = wide(unit(query, normalize)), wide(unit(key, normalize))
+    query, key = wide(normalized(query, normalize)), wide(normalized(key, normalize))
     keys, queries = all_gather(key, group), all_gather(query, group)
     ids = None if labels is None else all_gather(labels, group)
     if queue is not None:
-        queue = wide(unit(queue, normalize))
+        queue = wide(normalized(queue, normalize))
     own = torch.arange(len(query), device=query.device) + rank * len(query)
 
     def direction(a: Tensor, others: Tensor) -> Tensor:

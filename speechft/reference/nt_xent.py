@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from speechft.distributed import Gather, all_gather, group_of, place_of
-from speechft.reference._embeddings import unit, wide, with_margin
+from speechft.reference._embeddings import normalized, wide, with_margin
 from speechft.reference._gathered import reduce_counted
 from speechft.reference.pairwise_lse import pair_masks
 
@@ -28,7 +28,7 @@ def nt_xent(
     """See :func:`speechft.functional.nt_xent`. Memory: several 2N x 2N."""
     group = group_of(gather)
     rank, _ = place_of(group)
-    z = wide(unit(torch.cat([z1, z2]), normalize))
+    z = wide(normalized(torch.cat([z1, z2]), normalize))
     if labels is None:
         labels = torch.arange(len(z1), device=z.device) + rank * len(z1)
     mine = torch.cat([labels, labels])

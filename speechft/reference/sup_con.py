@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from speechft.distributed import Gather, all_gather, group_of, place_of
-from speechft.reference._embeddings import unit, wide, with_margin
+from speechft.reference._embeddings import normalized, wide, with_margin
 from speechft.reference._gathered import reduce_counted
 from speechft.reference.pairwise_lse import masked_logsumexp, pair_masks
 
@@ -28,7 +28,7 @@ def sup_con(
     rank, _ = place_of(group)
     if embeddings.dim() == 3:
         labels = labels.repeat_interleave(embeddings.shape[1])
-    z = wide(unit(embeddings, normalize)).flatten(0, -2)
+    z = wide(normalized(embeddings, normalize)).flatten(0, -2)
     keys, all_labels = all_gather(z, group), all_gather(labels, group)
     positive, negative = pair_masks(len(z), len(keys), labels, all_labels, rank * len(z), z.device)
     cosines = z @ keys.T / temperature
