@@ -6,7 +6,8 @@ whole batch, and calls ``backward`` on it. The gradient by a rank's own embeddin
 averages the parameters' gradients over the ranks, and what comes out is that of one process.
 
 Both collectives follow from it: what a sum over ranks passes back is the sum of what came in on all
-of them, and what a concatenation passes back is that sum's part of the rank.
+of them, and what a concatenation passes back is that sum's part of the rank. There is no second
+derivative through either: to ask for it is an error.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 from speechft.backends import values_are_checked
 from speechft.errors import ArgumentError
@@ -131,6 +133,7 @@ class _Gather(torch.autograd.Function):
         return _gather(tensor, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         rank, _ = place_of(ctx.group)
         if grad.device.type == "cuda":
@@ -147,6 +150,7 @@ class _Sum(torch.autograd.Function):
         return _sum(tensor, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _sum(grad, ctx.group), None
 
@@ -158,5 +162,6 @@ class _Shared(torch.autograd.Function):
         return tensor.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _sum(grad, ctx.group) / place_of(ctx.group)[1], None

@@ -130,7 +130,7 @@ def _by_columns(
         product = part.T @ other
         if off_diagonal:
             product.diagonal(start).zero_()
-        value += torch.linalg.vecdot(product, product).sum(dtype=torch.float64)
+        value += torch.linalg.vector_norm(product, dim=1).double().square().sum()
         if need_a:
             torch.mm(other, product.T, out=da[:, start : start + BLOCK])
         if need_b:

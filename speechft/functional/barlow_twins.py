@@ -49,8 +49,8 @@ def barlow_twins(z1: Tensor, z2: Tensor, *, lambd: float = 5e-3, gather: Gather 
     A dimension that is constant over the batch counts as uncorrelated with all, itself too, and
     has a finite gradient. Values of GPU tensors are checked only inside
     :func:`speechft.checked`. Under autocast the loss is computed in float32. It has a second
-    derivative. On a GPU, where N <= D/2, the sum off the diagonal is rounded as the whole of
-    :math:`\sum C_{ij}^2`.
+    derivative, but not with ``gather``. On a GPU, where N <= D/2, the sum off the diagonal is
+    rounded as the whole of :math:`\sum C_{ij}^2`.
 
     Memory beyond inputs and gradients: seven float32 tensors (N, D), and two N x N where N <= D/2
     or 1024 x D where not; never D x D. With ``gather``, N is that of all ranks where N <= D/4;

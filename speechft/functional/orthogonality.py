@@ -60,7 +60,8 @@ def orthogonality(
 
     A zero vector is orthogonal to all, and its gradient finite: that of a vector of length 1.
     Values of GPU tensors are checked only inside :func:`speechft.checked`. Under autocast the loss
-    is computed in float32. It has a second derivative.
+    is computed in float32. It has a second derivative, but not with ``gather``. On a GPU a value
+    near 0 is off by the rounding of what cancels.
 
     Memory beyond inputs and gradients: four float32 tensors (B, D) and, of ``"feature"``, with D
     the harmonic mean of D1 and D2, two B x B where B <= D/2 or 1024 x D2 where not; of

@@ -50,7 +50,8 @@ def vicreg(
 
     A dimension that is constant over the batch has a finite gradient (of zero, by the variance).
     Values of GPU tensors are checked only inside :func:`speechft.checked`. Under autocast the loss
-    is computed in float32. It has a second derivative. On a GPU, where N <= D/2, the sum of
+    is computed in float32. It has a second derivative, but
+    not with ``gather``. On a GPU, where N <= D/2, the sum of
     squared covariances is rounded as if the variances were in it.
 
     Memory beyond inputs and gradients: six float32 tensors (N, D), and one N x N where N <= D/2 or
@@ -88,4 +89,4 @@ def vicreg(
             energy = [cross_energy(z, off_diagonal=True) for z in (z1, z2)]
         else:
             energy = [cross_energy_of_ranks(z, z, group, off_diagonal=True) for z in (z1, z2)]
-        return loss + cov_weight / (rows**2 * dim) * (energy[0] + energy[1])
+        return loss + cov_weight / ((rows - 1) ** 2 * dim) * (energy[0] + energy[1])

@@ -102,6 +102,11 @@ def check_what_is_refused(rank: int) -> None:
     x = torch.randn(4 + (rank == 0), D)
     with pytest.raises(ArgumentError, match="rank"):
         losses.InfoNCELoss(gather=True)(x, x)
+    x = torch.randn(4, D, requires_grad=True)
+    value = losses.SupConLoss(gather=True)(x, torch.tensor([0, 0, 1, 1]))
+    (first,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.sum().backward()
     if len(RINGS) > 1:
         with pytest.raises(ArgumentError, match="ring"):
             losses.SupConLoss(gather="ring", denominator="own")(

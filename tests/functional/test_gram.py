@@ -53,10 +53,11 @@ def test_value_and_derivatives_of_both_sides(side, shape, alone, off_diagonal):
 
     value, want = op(*leaves), by_entries(*leaves, off_diagonal=off_diagonal)
     torch.testing.assert_close(value, want, rtol=1e-12, atol=1e-12)
-    got = torch.autograd.grad(2 * value, leaves)
     exact = torch.autograd.grad(2 * want, leaves)
-    for one, other in zip(got, exact, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    for create_graph in (True, False):  # which have gradients of their own
+        got = torch.autograd.grad(2 * value, leaves, create_graph=create_graph)
+        for one, other in zip(got, exact, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
     if n * (d1 + d2) < 110:
         assert torch.autograd.gradcheck(op, leaves)
         assert torch.autograd.gradgradcheck(op, leaves)
