@@ -50,9 +50,8 @@ def vicreg(
 
     A dimension that is constant over the batch has a finite gradient (of zero, by the variance).
     Values of GPU tensors are checked only inside :func:`speechft.checked`. Under autocast the loss
-    is computed in float32. It has a second derivative, but
-    not with ``gather``. On a GPU, where N <= D/2, the sum of
-    squared covariances is rounded as if the variances were in it.
+    is computed in float32. It has a second derivative, but not with ``gather``. On a GPU, where
+    N <= D/2, the sum of squared covariances is rounded as if the variances were in it.
 
     Memory beyond inputs and gradients: six float32 tensors (N, D), and one N x N where N <= D/2 or
     1024 x D where not; never D x D. With ``gather``, N is that of all ranks where N <= D/4; where
