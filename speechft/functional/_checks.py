@@ -51,6 +51,15 @@ def check_positive(value: float, argument: str) -> float:
     return float(value)
 
 
+def check_weight(value: float, argument: str) -> float:
+    """A finite number, zero or above."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ArgumentTypeError(argument, f"wants a number, got {type(value).__name__}")
+    if not (value >= 0 and math.isfinite(value)):
+        raise ArgumentError(argument, f"wants a finite number, 0 or above; got {value}")
+    return float(value)
+
+
 def check_scale(value: float | Tensor, argument: str, like: Tensor) -> Tensor:
     """A finite number above zero, or a tensor of one such: a 0-d tensor on the device of ``like``.
 

@@ -17,7 +17,8 @@ from speechft.distributed import (
     group_of,
     place_of,
 )
-from speechft.errors import ArgumentError, ArgumentTypeError
+from speechft.errors import ArgumentError
+from speechft.functional._checks import check_weight
 from speechft.functional._ring import ring_pairwise_lse
 from speechft.functional.pairwise_lse import BACKENDS, pairwise_lse
 from speechft.reference.pairwise_lse import PairwiseLSE
@@ -26,10 +27,7 @@ from speechft.reference.pairwise_lse import PairwiseLSE
 def check_margins(margin: float, angular_margin: float, normalize: bool) -> None:
     """Margins are of cosines and angles: not negative, and of unit rows."""
     for value, argument in ((margin, "margin"), (angular_margin, "angular_margin")):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ArgumentTypeError(argument, f"wants a number, got {type(value).__name__}")
-        if not (value >= 0 and math.isfinite(value)):
-            raise ArgumentError(argument, f"wants a finite number from 0, got {value}")
+        check_weight(value, argument)
         if value and not normalize:
             raise ArgumentError(argument, "is of the cosine; wants normalize=True")
     if angular_margin > math.pi:
@@ -42,6 +40,7 @@ def pairs_over_ranks(
     *,
     scale: Tensor,
     labels: Tensor | None,
+    all_labels: Tensor | None,
     gather: Gather,
     columns: bool = False,
     own: bool = False,
@@ -49,8 +48,8 @@ def pairs_over_ranks(
     """:func:`pairwise_lse` of this rank's queries with the keys of all ranks.
 
     ``query[i]`` and ``key[i]`` are one sample, of ``labels[i]``, and that pair is left out; without
-    a key the queries are the keys. ``column_negatives`` are of this rank's keys with the queries
-    of all ranks.
+    a key the queries are the keys. ``all_labels`` are those of all ranks. ``column_negatives`` are
+    of this rank's keys with the queries of all ranks.
     """
     group = group_of(gather)
     rank, ranks = place_of(group)
@@ -66,11 +65,11 @@ def pairs_over_ranks(
         if BACKENDS.choose(query.device, query.dtype) == "reference":
             raise ArgumentError("gather", '"ring" does not run on the reference; True does')
         check_shapes(key, group, "gather")
-        return ring_pairwise_lse(query, key, scale, labels, group, columns=columns)
+        wide = None if labels is None else labels.long()  # ranks may differ in the width of theirs
+        return ring_pairwise_lse(query, key, scale, wide, group, columns=columns)
     start = rank * len(key)
-    ids = None if labels is None else gather_labels(labels, group)
     found = pairwise_lse(
-        query, all_gather(key, group), scale=scale, query_labels=labels, key_labels=ids,
+        query, all_gather(key, group), scale=scale, query_labels=labels, key_labels=all_labels,
         self_offset=start, columns=columns, own=own,
     )  # fmt: skip
     if found.column_negatives is None:
@@ -86,14 +85,12 @@ def gather_labels(labels: Tensor, group: Any | None) -> Tensor:
 
 def logsumexp_over_ranks(values: Tensor, group: Any | None) -> Tensor:
     """Log-sum-exp of (M,) over the ranks, entry by entry; ``-inf`` is the sum of nothing."""
-    if place_of(group)[1] == 1:
-        return values
     most = values.detach().clone()
     distributed.all_reduce(most, op=distributed.ReduceOp.MAX, group=group)
     most = torch.where(torch.isfinite(most), most, 0.0)
     finite = torch.isfinite(values)
     # exp(-inf) is a fine 0, and its derivative at -inf is not.
-    parts = torch.where(finite, torch.where(finite, values, 0.0) - most, 0.0).exp()
+    parts = (torch.where(finite, values, most) - most).exp()
     total = all_reduce(torch.where(finite, parts, 0.0), group)
     some = total > 0
     lse = torch.where(some, total, 1.0).log() + most

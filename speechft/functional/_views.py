@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from speechft.distributed import all_reduce, check_shapes, place_of
-from speechft.errors import ArgumentError, ArgumentTypeError
+from speechft.errors import ArgumentError
 from speechft.functional._checks import check_finite, check_floating, check_same
 
 
@@ -25,20 +24,6 @@ def check_views(z1: Tensor, z2: Tensor, group: Any | None) -> None:
         )
     check_finite(z1, "z1")
     check_finite(z2, "z2")
-
-
-def check_weight(value: float, argument: str) -> float:
-    """A finite number, zero or above."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ArgumentTypeError(argument, f"wants a number, got {type(value).__name__}")
-    if not (value >= 0 and math.isfinite(value)):
-        raise ArgumentError(argument, f"wants a finite number, 0 or above; got {value}")
-    return float(value)
-
-
-def at_least_single(z: Tensor) -> Tensor:
-    """``z`` in float32, or in float64 if it is."""
-    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def rows_of(z: Tensor, group: Any | None) -> int:

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from speechft.distributed import Gather, all_gather, all_reduce, group_of
+from speechft.functional._checks import check_weight
 from speechft.functional._gram import cross_energy, cross_energy_of_ranks, rows_are_fewer
-from speechft.functional._views import at_least_single, centre, check_views, check_weight, rows_of
+from speechft.functional._views import centre, check_views, rows_of
+from speechft.reference._embeddings import wide
 from speechft.reference.barlow_twins import EPSILON
 
 
@@ -70,7 +72,7 @@ def barlow_twins(z1: Tensor, z2: Tensor, *, lambd: float = 5e-3, gather: Gather 
     check_views(z1, z2, group)
     lambd = check_weight(lambd, "lambd")
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = at_least_single(z1), at_least_single(z2)
+        z1, z2 = wide(z1), wide(z2)
         rows = rows_of(z1, group)
         if rows == len(z1) or rows_are_fewer(rows, z1.shape[1], z1.shape[1], gathered=True):
             z1, z2 = (_standardize(all_gather(z, group)) for z in (z1, z2))

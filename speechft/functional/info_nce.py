@@ -16,7 +16,7 @@ from speechft.functional._checks import (
     check_same,
     check_scale,
 )
-from speechft.functional._contrastive import check_margins, pairs_over_ranks
+from speechft.functional._contrastive import check_margins, gather_labels, pairs_over_ranks
 from speechft.functional.pairwise_lse import pairwise_lse
 from speechft.reference._embeddings import normalized, wide, with_margin
 from speechft.reference._gathered import reduce_rows
@@ -128,7 +128,13 @@ def info_nce(
     of_keys = None
     if in_batch:
         found = pairs_over_ranks(
-            query, key, scale=scale, labels=labels, gather=gather, columns=symmetric
+            query,
+            key,
+            scale=scale,
+            labels=labels,
+            gather=gather,
+            columns=symmetric,
+            all_labels=None if labels is None else gather_labels(labels, group),
         )
         parts.append(found.negatives)
         of_keys = found.column_negatives

@@ -108,8 +108,10 @@ def nt_xent(
     ids = gather_labels(mine, group)
     if many:
         check_some_negative(ids, "NT-Xent tells the positive ones from")
-    found = pairs_over_ranks(z, None, scale=tau.reciprocal(), labels=mine, gather=gather, own=many)
-    counts = count_positives(mine, ids, self_pairs=True)
+    found = pairs_over_ranks(
+        z, None, scale=tau.reciprocal(), labels=mine, all_labels=ids, gather=gather, own=many
+    )
+    counts = count_positives(mine, ids)
     if many:
         values = -found.positive_sum
     else:  # the sum over one pair is its logit

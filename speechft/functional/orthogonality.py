@@ -9,7 +9,8 @@ from speechft.distributed import Gather, all_gather, all_reduce, group_of
 from speechft.errors import ArgumentError
 from speechft.functional._checks import check_finite, check_floating, check_same
 from speechft.functional._gram import cross_energy, cross_energy_of_ranks, rows_are_fewer
-from speechft.functional._views import at_least_single, rows_of
+from speechft.functional._views import rows_of
+from speechft.reference._embeddings import wide
 from speechft.reference._unit import unit
 
 FORMS = ("feature", "sample")
@@ -89,7 +90,7 @@ def orthogonality(
     check_finite(z1, "z1")
     check_finite(z2, "z2")
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = unit(at_least_single(z1)), unit(at_least_single(z2))
+        z1, z2 = unit(wide(z1)), unit(wide(z2))
         rows, (d1, d2) = rows_of(z1, group), (z1.shape[1], z2.shape[1])
         alone = rows == len(z1)
         if form == "sample":

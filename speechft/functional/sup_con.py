@@ -129,9 +129,15 @@ def sup_con_and_count(
     if denominator != "all":
         check_some_negative(ids, f'denominator="{denominator}" wants')
     found = pairs_over_ranks(
-        z, None, scale=tau.reciprocal(), labels=labels, gather=gather, own=denominator == "own"
+        z,
+        None,
+        scale=tau.reciprocal(),
+        labels=labels,
+        all_labels=ids,
+        gather=gather,
+        own=denominator == "own",
     )
-    counts = count_positives(labels, ids, self_pairs=True)
+    counts = count_positives(labels, ids)
     valid = counts > 0
     mean = found.positive_sum / counts.clamp_min(1)  # of the logits of positive pairs
     if denominator == "own":

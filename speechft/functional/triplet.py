@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from speechft.functional._checks import check_finite, check_floating, check_reduction, check_same
-from speechft.functional._views import check_weight
+from speechft.functional._checks import (
+    check_finite,
+    check_floating,
+    check_reduction,
+    check_same,
+    check_weight,
+)
 from speechft.reference.triplet import triplet as reference
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from speechft.distributed import Gather, all_gather, all_reduce, group_of
+from speechft.functional._checks import check_weight
 from speechft.functional._gram import cross_energy, cross_energy_of_ranks, rows_are_fewer
-from speechft.functional._views import at_least_single, centre, check_views, check_weight, rows_of
+from speechft.functional._views import centre, check_views, rows_of
+from speechft.reference._embeddings import wide
 from speechft.reference.vicreg import EPSILON
 
 
@@ -73,7 +75,7 @@ def vicreg(
     var_weight = check_weight(var_weight, "var_weight")
     cov_weight = check_weight(cov_weight, "cov_weight")
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = at_least_single(z1), at_least_single(z2)
+        z1, z2 = wide(z1), wide(z2)
         rows, dim = rows_of(z1, group), z1.shape[1]
         if rows == len(z1) or rows_are_fewer(rows, dim, dim, gathered=True):
             z1, z2, group = all_gather(z1, group), all_gather(z2, group), None

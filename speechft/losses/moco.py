@@ -33,7 +33,7 @@ class MoCoLoss(nn.Module):
         dim: size of the embeddings.
         size: places in the queue; a batch of keys has to fit.
         temperature: above 0.
-        normalize: make rows of length 1, those of the queue once, when they enter.
+        normalize: make rows of length 1.
         in_batch: the other keys of the batch are negatives as well.
         margin: of the cosine of a positive pair.
         angular_margin: of its angle, in radians.
@@ -114,8 +114,9 @@ class MoCoLoss(nn.Module):
             temperature=self.temperature(),
             normalize=self.normalize,
             labels=ours,
-            # A copy: the backward of this batch comes after its keys have entered.
-            queue=self.queue.to(query.dtype, copy=True),
+            # The backward of this batch comes after its keys have entered, so what it reads is a
+            # copy: the unit rows are one.
+            queue=self.queue.to(query.dtype, copy=not self.normalize),
             queue_labels=self.queue_labels.clone(),
             in_batch=self.in_batch,
             margin=self.margin,

@@ -1,4 +1,4 @@
-"""What the losses on embeddings share: unit rows, margins, and means over what counts."""
+"""What the losses on embeddings share: unit rows and margins."""
 
 from __future__ import annotations
 

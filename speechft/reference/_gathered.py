@@ -29,9 +29,9 @@ def reduce_counted(values: Tensor, counts: Tensor, reduction: str, group: Any | 
     return total / all_reduce(counts.sum().to(total.dtype), group).clamp_min(1)
 
 
-def count_positives(query_labels: Tensor, key_labels: Tensor, *, self_pairs: bool) -> Tensor:
-    """(N,) keys of each query's label, int64; of which the query itself is none if it is there."""
+def count_positives(query_labels: Tensor, key_labels: Tensor) -> Tensor:
+    """(N,) keys of each query's label, the query itself, which is among them, not counted."""
     ordered, query_labels = key_labels.sort().values, query_labels.contiguous()
     first = torch.searchsorted(ordered, query_labels)
-    counts = torch.searchsorted(ordered, query_labels, right=True) - first - int(self_pairs)
+    counts = torch.searchsorted(ordered, query_labels, right=True) - first - 1
     return torch.where(query_labels >= 0, counts, 0)

@@ -162,8 +162,9 @@ class TestMoCo:
             want = -logits.log_softmax(1)[:, 0].mean()
             torch.testing.assert_close(loss(query, key), want)
 
-    def test_the_gradient_is_of_the_queue_as_it_was(self):
-        loss = MoCoLoss(dim=3, size=4, normalize=False)
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_the_gradient_is_of_the_queue_as_it_was(self, normalize):
+        loss = MoCoLoss(dim=3, size=4, normalize=normalize)
         loss(rows(2, 3), rows(2, 3, seed=1))
         past = loss.queue[:2].clone()
         query = rows(2, 3, seed=2).requires_grad_()
@@ -172,7 +173,7 @@ class TestMoCo:
         value.backward()  # after the keys of this batch have entered
         same = query.detach().clone().requires_grad_()
         F.info_nce(
-            same, key, queue=past, in_batch=False, temperature=0.07, normalize=False
+            same, key, queue=past, in_batch=False, temperature=0.07, normalize=normalize
         ).backward()
         torch.testing.assert_close(query.grad, same.grad)
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from distributed_ranks import run_on_ranks
 
 from recipes.hubert_mini import pretrain
 from recipes.hubert_mini.pretrain import NO_DROPOUT, Masked, Stage, counts, crops, losses, train
@@ -105,6 +106,31 @@ def test_losses_count_masked_frames_others_and_gaps_apart():
     assert float(seen) == pytest.approx(-float(chosen[~mask & valid].mean()), rel=1e-5)
     right = (logits.argmax(-1) == labels) & mask
     assert float(accuracy) == pytest.approx(int(right.sum()) / 3)
+
+
+def gradients_of_a_batch(rank: int, ranks: int) -> list[torch.Tensor]:
+    """Losses and gradients of one batch of four, of which a rank has its rows."""
+    generator = torch.Generator().manual_seed(0)
+    waveforms = torch.randn(4, 400 + 19 * 320, generator=generator)
+    labels = torch.randint(0, 8, (4, 20), generator=generator)
+    labels[0, :9] = -100  # so that ranks have different numbers of frames that count
+    mask = torch.rand(4, 20, generator=generator) < 0.4
+    torch.manual_seed(0)
+    model = Masked(tiny(config=NO_DROPOUT), 8).train()
+    mine = slice(rank, None, ranks)
+    sums = losses(model(waveforms[mine], mask[mine]), labels[mine], mask[mine])
+    masked, seen, _ = sums / counts(labels, mask)
+    (masked + 0.5 * seen).backward()
+    total = sums.detach()
+    pretrain._sum_over_ranks(model, total)
+    return [total, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def test_ranks_share_a_batch_to_the_same_gradient():
+    whole = gradients_of_a_batch(0, 1)
+    for found in run_on_ranks(gradients_of_a_batch, 2):
+        for got, want in zip(found, whole, strict=True):
+            assert (got - want).abs().max() <= 1e-5 * want.abs().max().clamp_min(1e-2)
 
 
 def test_masked_frames_are_not_heard():
