@@ -12,7 +12,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def call(provider: Provider, inputs: Inputs, mode: str) -> Call:
 
 def _graph(provider: Provider, lot: Inputs) -> tuple[Tensor, list[Tensor]]:
     leaves = [leaf.detach().requires_grad_() for leaf in lot.leaves]
-    return provider.op(Inputs(tuple(leaves), lot.integers)).sum(), leaves
+    return provider.op(replace(lot, leaves=tuple(leaves))).sum(), leaves
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,14 @@ def error(provider: Provider, inputs: Inputs, exact: list[Tensor]) -> Error:
     parts = [_value_and_gradients(provider.op, lot) for lot in lots]
     got = [torch.cat(part) if part[0].dim() else part[0] for part in zip(*parts, strict=True)]
     errors = [_relative(one, true) for one, true in zip(got, exact, strict=True)]
-    return Error(value=errors[0], gradient=max(errors[1:]))
+    return Error(value=errors[0], gradient=max(errors[1:], default=0.0))
 
 
 def _value_and_gradients(op: Callable[[Inputs], Tensor], inputs: Inputs) -> list[Tensor]:
     leaves = [leaf.detach().requires_grad_() for leaf in inputs.leaves]
-    value = op(Inputs(tuple(leaves), inputs.integers))
-    return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
+    value = op(replace(inputs, leaves=tuple(leaves)))
+    gradients = torch.autograd.grad(value.sum(), leaves) if leaves else ()
+    return [value.detach(), *gradients]
 
 
 def _relative(got: Tensor, exact: Tensor) -> float:

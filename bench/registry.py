@@ -18,37 +18,51 @@ from speechft.errors import ConfigError
 
 from .machine import Machine
 
-OPS = ("soft_dtw", "info_nce", "nt_xent", "sup_con", "barlow_twins")
+OPS = (
+    "soft_dtw",
+    "info_nce",
+    "nt_xent",
+    "sup_con",
+    "barlow_twins",
+    "dino",
+    "sinkhorn",
+    "statistics_pooling",
+    "attentive_statistics_pooling",
+)
 
 FORWARD, BACKWARD, BOTH = MODES = ("forward", "backward", "forward+backward")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a case: tensors that get a gradient, and integers: lengths, labels.
+    """Inputs of a case: tensors that get a gradient, integers (lengths, labels), and floating-point
+    tensors that get none (a teacher's).
 
     All have the batch first.
     """
 
     leaves: tuple[Tensor, ...]
     integers: tuple[Tensor, ...] = ()
+    constants: tuple[Tensor, ...] = ()
 
     def samples(self, start: int, stop: int) -> Inputs:
         """Samples ``start`` to ``stop`` of the batch, as views."""
         return Inputs(
             tuple(leaf[start:stop] for leaf in self.leaves),
             tuple(integer[start:stop] for integer in self.integers),
+            tuple(constant[start:stop] for constant in self.constants),
         )
 
     def to(self, device: str, dtype: torch.dtype | None = None) -> Inputs:
-        """A copy on a device; ``dtype`` is of the leaves."""
+        """A copy on a device; ``dtype`` is of all but the integers."""
         return Inputs(
             tuple(leaf.to(device=device, dtype=dtype) for leaf in self.leaves),
             tuple(integer.to(device) for integer in self.integers),
+            tuple(constant.to(device=device, dtype=dtype) for constant in self.constants),
         )
 
     def __len__(self) -> int:
-        return len(self.leaves[0])
+        return len((*self.leaves, *self.constants)[0])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@
 #include "cpu/instruction_set.h"
 #include "cpu/pages.h"
 #include "cpu/pairwise_lse.h"
+#include "cpu/pooling.h"
 #include "cpu/soft_dtw.h"
+#include "cpu/softmax.h"
 #include "cpu/threads.h"
 #ifdef SPEECHFT_CUDA
 #include "cuda/soft_dtw.h"
@@ -24,6 +26,13 @@ namespace {
 template <typename T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+template <typename T>
+std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<T*> found;
+  for (const uintptr_t address : addresses) found.push_back(pointer<T>(address));
+  return found;
 }
 
 }  // namespace
@@ -125,6 +134,55 @@ PYBIND11_MODULE(_C, module) {
       py::arg("tile"), py::arg("rows"), py::arg("columns"), py::arg("own"), py::arg("threads"),
       "The gradient by the logits of a tile, in place.");
 
+  using speechft::cpu::PoolingBatch;
+  using speechft::cpu::PoolingGradient;
+  py::class_<PoolingBatch>(module, "PoolingBatch", "See csrc/cpu/pooling.h. 0 is a null pointer.")
+      .def(py::init([](uintptr_t x, int64_t batch, int64_t steps, int64_t channels,
+                       uintptr_t lengths, uintptr_t weights, int64_t groups, uintptr_t scores,
+                       int64_t correction, float epsilon, uintptr_t mean, uintptr_t deviation,
+                       uintptr_t total) {
+             return PoolingBatch{pointer<const float>(x),
+                                 batch,
+                                 steps,
+                                 channels,
+                                 pointer<const int64_t>(lengths),
+                                 pointer<const float>(weights),
+                                 groups,
+                                 pointer<const float>(scores),
+                                 correction,
+                                 epsilon,
+                                 pointer<float>(mean),
+                                 pointer<float>(deviation),
+                                 pointer<float>(total)};
+           }),
+           py::kw_only(), py::arg("x"), py::arg("batch"), py::arg("steps"), py::arg("channels"),
+           py::arg("lengths"), py::arg("weights"), py::arg("groups"), py::arg("scores"),
+           py::arg("correction"), py::arg("epsilon"), py::arg("mean"), py::arg("deviation"),
+           py::arg("total"));
+  py::class_<PoolingGradient>(module, "PoolingGradient", "Addresses; 0 is a null pointer.")
+      .def(py::init([](uintptr_t mean, uintptr_t deviation, uintptr_t x, uintptr_t weights,
+                       uintptr_t scores) {
+             return PoolingGradient{pointer<const float>(mean), pointer<const float>(deviation),
+                                    pointer<float>(x), pointer<float>(weights),
+                                    pointer<float>(scores)};
+           }),
+           py::kw_only(), py::arg("mean"), py::arg("deviation"), py::arg("x") = 0,
+           py::arg("weights") = 0, py::arg("scores") = 0);
+  module.def(
+      "pooling",
+      [](const PoolingBatch& batch, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::pooling(batch, threads);
+      },
+      py::arg("batch"), py::arg("threads"), "Mean and deviation of each channel.");
+  module.def(
+      "pooling_gradient",
+      [](const PoolingBatch& batch, const PoolingGradient& gradient, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::pooling_gradient(batch, gradient, threads);
+      },
+      py::arg("batch"), py::arg("gradient"), py::arg("threads"), "Gradients of the statistics.");
+
   using speechft::cpu::SoftDtwBatch;
   py::class_<SoftDtwBatch>(module, "SoftDtwBatch", "See csrc/cpu/soft_dtw.h. 0 is a null pointer.")
       .def(py::init([](uintptr_t cost, uintptr_t x_lengths, uintptr_t y_lengths, int64_t pairs,
@@ -175,6 +233,75 @@ PYBIND11_MODULE(_C, module) {
         speechft::cpu::soft_dtw_gradient(batches, threads);
       },
       py::arg("batches"), py::arg("threads"), "Gradients by the frames of pairs not dense.");
+
+  using speechft::cpu::DinoBatch;
+  using speechft::cpu::SinkhornRows;
+  py::class_<DinoBatch>(module, "DinoBatch", "See csrc/cpu/softmax.h. 0 is a null pointer.")
+      .def(py::init([](const std::vector<uintptr_t>& student, const std::vector<uintptr_t>& teacher,
+                       const std::vector<int64_t>& student_stride,
+                       const std::vector<int64_t>& teacher_stride,
+                       const std::vector<uintptr_t>& gradient, uintptr_t bias, int64_t bias_stride,
+                       int64_t rows, int64_t codes, float student_scale, float teacher_scale,
+                       uintptr_t weights, uintptr_t losses, uintptr_t entropy, uintptr_t total,
+                       bool skip_same) {
+             return DinoBatch{pointers<const float>(student),
+                              pointers<const float>(teacher),
+                              student_stride,
+                              teacher_stride,
+                              pointers<float>(gradient),
+                              pointer<const float>(bias),
+                              bias_stride,
+                              rows,
+                              codes,
+                              student_scale,
+                              teacher_scale,
+                              pointer<const float>(weights),
+                              pointer<float>(losses),
+                              pointer<float>(entropy),
+                              pointer<float>(total),
+                              skip_same};
+           }),
+           py::kw_only(), py::arg("student"), py::arg("teacher"), py::arg("student_stride"),
+           py::arg("teacher_stride"), py::arg("gradient"), py::arg("bias"), py::arg("bias_stride"),
+           py::arg("rows"), py::arg("codes"), py::arg("student_scale"), py::arg("teacher_scale"),
+           py::arg("weights"), py::arg("losses"), py::arg("entropy"), py::arg("total"),
+           py::arg("skip_same"));
+  module.def("dino_workspace", &speechft::cpu::dino_workspace, py::arg("batch"),
+             py::arg("threads"), "Floats that dino works in.");
+  module.def(
+      "dino",
+      [](const DinoBatch& batch, uintptr_t workspace, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::dino(batch, pointer<float>(workspace), threads);
+      },
+      py::arg("batch"), py::arg("workspace"), py::arg("threads"),
+      "DINO's loss, and its gradient by the student's logits.");
+  py::class_<SinkhornRows>(module, "SinkhornRows", "See csrc/cpu/softmax.h. 0 is a null pointer.")
+      .def(py::init([](uintptr_t logits, int64_t rows, int64_t codes, int64_t stride, float scale,
+                       uintptr_t bias, uintptr_t valid) {
+             return SinkhornRows{pointer<const float>(logits), rows,  codes, stride, scale,
+                                 pointer<const float>(bias),   pointer<const uint8_t>(valid)};
+           }),
+           py::kw_only(), py::arg("logits"), py::arg("rows"), py::arg("codes"), py::arg("stride"),
+           py::arg("scale"), py::arg("bias"), py::arg("valid"));
+  module.def("sinkhorn_columns_workspace", &speechft::cpu::sinkhorn_columns_workspace,
+             py::arg("rows"), "Floats that sinkhorn_columns works in.");
+  module.def(
+      "sinkhorn_columns",
+      [](const SinkhornRows& rows, uintptr_t result, uintptr_t workspace, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::sinkhorn_columns(rows, pointer<float>(result), pointer<float>(workspace),
+                                        threads);
+      },
+      py::arg("rows"), py::arg("result"), py::arg("workspace"), py::arg("threads"),
+      "Log-sum-exp of each column, its rows normalised; over scale.");
+  module.def(
+      "sinkhorn_assign",
+      [](const SinkhornRows& rows, uintptr_t result, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::sinkhorn_assign(rows, pointer<float>(result), threads);
+      },
+      py::arg("rows"), py::arg("result"), py::arg("threads"), "Each row's softmax.");
 
 #ifdef SPEECHFT_CUDA
   using speechft::cuda::SoftDtwSegment;

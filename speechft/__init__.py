@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from speechft import functional, losses, reference
+from speechft import functional, losses, pooling, reference
 from speechft.backends import atomics, checked, use_backend
 from speechft.lengths import Lengths
 
@@ -50,6 +50,7 @@ __all__ = [
     "losses",
     "methods",
     "models",
+    "pooling",
     "reference",
     "refine",
     "training",

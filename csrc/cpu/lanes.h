@@ -7,6 +7,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -28,6 +32,19 @@ inline F load(const float* p) {
 }
 
 inline void store(float* p, F v) { std::memcpy(p, &v, sizeof(F)); }
+
+// The last vector of a row may be cut short: `count` floats are of the row.
+inline F load_some(const float* p, int64_t count, float beyond) {
+  if (count >= W) return load(p);
+  float values[W];
+  for (int k = 0; k < W; ++k) values[k] = k < count ? p[k] : beyond;
+  return load(values);
+}
+
+inline void store_some(float* p, F v, int64_t count) {
+  if (count >= W) return store(p, v);  // not a call of memcpy, as of a size that varies
+  std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(float));
+}
 
 inline F splat(float s) { return F{} + s; }
 inline I splat_int(int32_t s) { return I{} + s; }
@@ -56,13 +73,43 @@ inline bool any(I mask) {
 }
 #endif
 
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+
+inline float highest(F v) {
+  float parts[W], best = NONE;
+  std::memcpy(parts, &v, sizeof(F));
+  for (float part : parts) best = part > best ? part : best;
+  return best;
+}
+
+inline double total(F v) {
+  float parts[W];
+  std::memcpy(parts, &v, sizeof(F));
+  double sum = 0;
+  for (float part : parts) sum += part;
+  return sum;
+}
+
+// Of numbers; one instruction, which the compiler does not make of a comparison of vectors.
+#if defined(__AVX512F__) && SPEECHFT_LANES == 16
+inline F minimum(F a, F b) { return _mm512_mask_min_ps(a, 0xffff, a, b); }
+inline F maximum(F a, F b) { return _mm512_mask_max_ps(a, 0xffff, a, b); }
+#elif defined(__AVX2__) && SPEECHFT_LANES == 8
+inline F minimum(F a, F b) { return _mm256_min_ps(a, b); }
+inline F maximum(F a, F b) { return _mm256_max_ps(a, b); }
+#else
 inline F minimum(F a, F b) { return a < b ? a : b; }
 inline F maximum(F a, F b) { return a > b ? a : b; }
+#endif
+
+constexpr double LOG2E = 1.4426950408889634074;
 
 // 2^x for x <= 0, exactly 0 below -126; relative error 2e-9 before rounding to float.
 inline F exp2_negative(F x) {
   x = maximum(x, splat(-127.0f));
-  const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  // 1.5 * 2^23 + 127: adding it rounds to the nearest integer, and leaves its exponent, with the
+  // bias that floats have, in the lowest bits.
+  const F magic = splat(12583039.0f);
   const F shifted = x + magic;
   const F f = x - (shifted - magic);
   F p = splat(1.546144457e-4f);
@@ -72,8 +119,7 @@ inline F exp2_negative(F x) {
   p = p * f + 2.402265092e-1f;
   p = p * f + 6.931472067e-1f;
   p = p * f + 1.0f;
-  const I exponent = bits(shifted) - bits(magic) + 127;
-  return p * from_bits(exponent << 23);
+  return p * from_bits(bits(shifted) << 23);
 }
 
 // P with log2((1 + z) / (1 - z)) = z * P(z^2), for z^2 <= 1/4; absolute error 4e-9.
@@ -86,6 +132,18 @@ inline F log2_series(F y) {
   p = p * y + 9.617953798e-1f;
   p = p * y + 2.885390085e0f;
   return p;
+}
+
+// log2 of numbers that are normal and above 0.
+inline F log2_of(F x) {
+  const I exponent = (bits(x) - 0x3f3504f3) >> 23;  // of the mantissa in [sqrt(1/2), sqrt(2))
+  const F mantissa = from_bits(bits(x) - exponent * (1 << 23));
+  const F z = (mantissa - splat(1.0f)) / (mantissa + splat(1.0f));
+#if SPEECHFT_LANES == 1
+  return convert(exponent) + z * log2_series(z * z);
+#else
+  return __builtin_convertvector(exponent, F) + z * log2_series(z * z);
+#endif
 }
 
 #if SPEECHFT_LANES > 1

@@ -21,8 +21,6 @@ using speechft::cpu::PairwiseSums;
 using speechft::cpu::PairwiseTile;
 using speechft::cpu::PairwiseWeights;
 
-constexpr float NONE = -std::numeric_limits<float>::infinity();
-
 #if SPEECHFT_LANES == 1
 using M = bool;  // of a comparison
 inline I load_int(const int32_t* p) { return *p; }
@@ -40,21 +38,6 @@ inline I lane_numbers() {
   return v;
 }
 #endif
-
-inline float highest(F v) {
-  float parts[W], best = NONE;
-  std::memcpy(parts, &v, sizeof(F));
-  for (float part : parts) best = part > best ? part : best;
-  return best;
-}
-
-inline double total(F v) {
-  float parts[W];
-  std::memcpy(parts, &v, sizeof(F));
-  double sum = 0;
-  for (float part : parts) sum += part;
-  return sum;
-}
 
 constexpr float LN2 = 0.693147181f;
 
@@ -137,10 +120,6 @@ struct Row {
     return pairs;
   }
 };
-
-inline void store_some(float* p, F v, int64_t count) {
-  std::memcpy(p, &v, static_cast<size_t>(std::min<int64_t>(count, W)) * sizeof(float));
-}
 
 // ---------------------------------------------------------------------------------- forward
 

@@ -35,7 +35,6 @@ using speechft::cpu::SoftDtwBatch;
 using speechft::cpu::SoftDtwGroup;
 
 constexpr int ROWS = SPEECHFT_ROWS;
-constexpr double LOG2E = 1.4426950408889634074;
 
 struct Weights {
   F up, left;

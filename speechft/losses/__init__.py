@@ -2,25 +2,32 @@
 
 from speechft.losses.barlow_twins import BarlowTwinsLoss
 from speechft.losses.cached import Cached
+from speechft.losses.dino import DINOLoss, linear_warmup
 from speechft.losses.info_nce import InfoNCELoss
+from speechft.losses.koleo import KoLeoLoss
 from speechft.losses.moco import MoCoLoss
 from speechft.losses.nt_xent import NTXentLoss
 from speechft.losses.orthogonality import OrthogonalityLoss
 from speechft.losses.soft_dtw import SoftDTWLoss
 from speechft.losses.sup_con import FactorSupConLoss, SupConLoss
+from speechft.losses.swapped_prediction import SwappedPredictionLoss
 from speechft.losses.triplet import TripletLoss
 from speechft.losses.vicreg import VICRegLoss
 
 __all__ = [
     "BarlowTwinsLoss",
     "Cached",
+    "DINOLoss",
     "FactorSupConLoss",
     "InfoNCELoss",
+    "KoLeoLoss",
     "MoCoLoss",
     "NTXentLoss",
     "OrthogonalityLoss",
     "SoftDTWLoss",
     "SupConLoss",
+    "SwappedPredictionLoss",
     "TripletLoss",
     "VICRegLoss",
+    "linear_warmup",
 ]
