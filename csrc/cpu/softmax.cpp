@@ -42,9 +42,6 @@ int64_t first_of(int64_t slab, int64_t rows) { return slab * rows / slabs_of(row
 constexpr int64_t BLOCK = 2048;  // columns that one thread sums at a time
 int64_t blocks_of(int64_t codes) { return (codes + BLOCK - 1) / BLOCK; }
 
-// Below this a sum of exponentials has lost digits, and is made again with a maximum of its own.
-constexpr float LEAST = 1e-30f;
-
 void add_slabs(const float* sums, int64_t slabs, int64_t codes, int64_t begin, int64_t end,
                float* result) {
   double total[BLOCK] = {};
@@ -125,9 +122,9 @@ void dino(const DinoBatch& batch, float* workspace, int threads) {
 
 namespace {
 
-// The sums of columns [begin, end) with a maximum of their own, from all rows.
-void exact_columns(const Kernels& kernels, const SinkhornRows& r, const float* shifts,
-                   int64_t begin, int64_t end, float* result) {
+// Columns [begin, end) without a bias: sums of e^(scale x), each with a maximum of its own.
+void plain_columns(const Kernels& kernels, const SinkhornRows& r, int64_t begin, int64_t end,
+                   float* result) {
   constexpr int64_t TILE = 512;
   for (int64_t left = begin; left < end; left += TILE) {
     const int64_t n = std::min(end - left, TILE);
@@ -135,15 +132,11 @@ void exact_columns(const Kernels& kernels, const SinkhornRows& r, const float* s
     std::fill(maximum, maximum + n, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + n, 0.0f);
     const float* rows[TOGETHER];
-    float of_rows[TOGETHER];
     int64_t number = 0;
     for (int64_t b = 0; b < r.rows; ++b) {
-      if (!r.valid || r.valid[b]) {
-        rows[number] = r.logits + b * r.stride + left;
-        of_rows[number++] = shifts ? shifts[b] : 0.0f;
-      }
+      if (!r.valid || r.valid[b]) rows[number++] = r.logits + b * r.stride + left;
       if (number == TOGETHER || (number && b + 1 == r.rows)) {
-        kernels.column_sums(rows, of_rows, number, n, r.scale, maximum, sum);
+        kernels.column_sums(rows, number, n, r.scale, maximum, sum);
         number = 0;
       }
     }
@@ -154,7 +147,7 @@ void exact_columns(const Kernels& kernels, const SinkhornRows& r, const float* s
 }  // namespace
 
 int64_t sinkhorn_columns_workspace(const SinkhornRows& r) {
-  return r.bias ? (slabs_of(r.rows) + 1) * r.codes + r.rows : 0;
+  return r.bias ? (slabs_of(r.rows) + 1) * r.codes : 0;
 }
 
 void sinkhorn_columns(const SinkhornRows& r, float* result, float* workspace, int threads) {
@@ -163,15 +156,16 @@ void sinkhorn_columns(const SinkhornRows& r, float* result, float* workspace, in
     // Narrow blocks where there are few columns, so that each thread has some.
     const int64_t width = std::min<int64_t>(BLOCK, std::max<int64_t>(16, r.codes / (4 * threads)));
     in_parallel((r.codes + width - 1) / width, threads, [&](int64_t block, int) {
-      exact_columns(kernels, r, nullptr, block * width, std::min(r.codes, (block + 1) * width),
-                    result);
+      plain_columns(kernels, r, block * width, std::min(r.codes, (block + 1) * width), result);
     });
     return;
   }
+  // Of a code the sum of its shares of the rows, which with a bias that comes of an iteration is at
+  // least 1 / (rows codes): in the row that had most of it before, it has 1 / rows of that
+  // iteration's sum or more, and no other code has more than 1. So no sum needs a maximum.
   const int64_t codes = r.codes, slabs = slabs_of(r.rows);
   float* const sums = workspace;
   float* const total = sums + slabs * codes;
-  float* const shifts = total + codes;
   in_parallel(slabs, threads, [&](int64_t slab, int) {
     float* const sum = sums + slab * codes;
     std::fill(sum, sum + codes, 0.0f);
@@ -183,10 +177,9 @@ void sinkhorn_columns(const SinkhornRows& r, float* result, float* workspace, in
     for (int64_t b = first_of(slab, r.rows); b < end; ++b) {
       if (!r.valid || r.valid[b]) {
         rows[number] = r.logits + b * r.stride;
-        const RowSums of = kernels.row_sums(rows[number], r.bias, codes, r.scale, nullptr,
-                                            chunks.data());
-        shifts[b] = static_cast<float>(-of.maximum - of.log_sum / r.scale);
-        of_rows[number++] = of;
+        of_rows[number] = kernels.row_sums(rows[number], r.bias, codes, r.scale, nullptr,
+                                           chunks.data());
+        ++number;
       }
       if (number == TOGETHER || b + 1 == end) {
         kernels.add_softmax(rows, of_rows, number, r.bias, codes, r.scale, sum);
@@ -196,11 +189,8 @@ void sinkhorn_columns(const SinkhornRows& r, float* result, float* workspace, in
   });
   for_blocks(codes, threads, [&](int64_t begin, int64_t end) {
     add_slabs(sums, slabs, codes, begin, end, total);
-    if (*std::min_element(total + begin, total + end) < LEAST)
-      exact_columns(kernels, r, shifts, begin, end, result);
-    else
-      kernels.column_logs(total + begin, nullptr, r.bias + begin, r.scale, end - begin,
-                          result + begin);
+    kernels.column_logs(total + begin, nullptr, r.bias + begin, r.scale, end - begin,
+                        result + begin);
   });
 }
 

@@ -229,19 +229,19 @@ void SPEECHFT_CONCAT(student_gradient_, SPEECHFT_SET)(const float* x, const floa
   student_gradient_of<0>(x, targets, number, codes, scale, row, weight, result);
 }
 
-void SPEECHFT_CONCAT(column_sums_, SPEECHFT_SET)(const float* const* rows, const float* shifts,
-                                                 int64_t number, int64_t codes, float scale,
-                                                 float* maxima, float* sums) {
+void SPEECHFT_CONCAT(column_sums_, SPEECHFT_SET)(const float* const* rows, int64_t number,
+                                                 int64_t codes, float scale, float* maxima,
+                                                 float* sums) {
   const F a = splat(static_cast<float>(scale * LOG2E));
   for (int64_t j = 0; j < codes; j += W) {
     const int64_t left = codes - j;
     const F before = load_some(maxima + j, left, 0.0f);
     F most = before;
     for (int64_t r = 0; r < number; ++r)
-      most = maximum(most, load_some(rows[r] + j, left, 0.0f) + splat(shifts[r]));
+      most = maximum(most, load_some(rows[r] + j, left, 0.0f));
     F sum = load_some(sums + j, left, 0.0f) * exp2_negative((before - most) * a);
     for (int64_t r = 0; r < number; ++r)
-      sum += exp2_negative((load_some(rows[r] + j, left, 0.0f) + splat(shifts[r]) - most) * a);
+      sum += exp2_negative((load_some(rows[r] + j, left, 0.0f) - most) * a);
     store_some(maxima + j, most, left);
     store_some(sums + j, sum, left);
   }

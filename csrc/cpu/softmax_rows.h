@@ -41,10 +41,9 @@ constexpr int64_t TOGETHER = 4;  // rows that share a sweep over the sums of col
   void student_gradient_##set(const float* x, const float* const* targets, int64_t number,       \
                               int64_t codes, float scale, const RowSums& row, float weight,      \
                               float* result);                                                    \
-  /* Some rows into running maxima of x + shift, of each column, and sums of                     \
-     e^(scale (x + shift - maximum)). */                                                         \
-  void column_sums_##set(const float* const* rows, const float* shifts, int64_t number,          \
-                         int64_t codes, float scale, float* maximum, float* sum);                \
+  /* Some rows into running maxima of each column, and sums of e^(scale (x - maximum)). */       \
+  void column_sums_##set(const float* const* rows, int64_t number, int64_t codes, float scale,   \
+                         float* maximum, float* sum);                                            \
   /* result = log(sum) / scale + maximum, or where there is no maximum, - bias. */               \
   void column_logs_##set(const float* sum, const float* maximum, const float* bias, float scale, \
                          int64_t codes, float* result)

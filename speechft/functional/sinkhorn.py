@@ -176,13 +176,13 @@ def sinkhorn_center(
     if valid is not None:
         number = valid.sum().float() * len(views)
     share = scale * (all_reduce(number, group) / like.shape[-1]).log()
-    bias = None
+    bias: Tensor | None = None
     for _ in range(iterations):
         parts = [torch.ops.speechft.sinkhorn_columns(b, bias, scale, valid) for b in blocks]
         of_codes = parts[0]
         if len(parts) > 1 or group is not None:
             stacked = all_gather(torch.stack(parts), group)
-            of_codes = scale * (stacked / scale).logsumexp(0)
+            of_codes = scale * torch.logsumexp(stacked / scale, 0)
         bias = share - of_codes
     assert bias is not None
     return -bias

@@ -183,8 +183,9 @@ class TestAccuracy:
 class TestMeaning:
     def test_terms(self, backend):
         device = device_of(backend)
-        s, t = logits(3, 40, 700).to(device), logits(2, 40, 700, seed=1).to(device)
-        c = logits(700, seed=2).to(device)
+        s, t = logits(3, 40, 2500).to(device), logits(2, 40, 2500, seed=1).to(device)
+        t = t + torch.linspace(0, 3, 2500, device=device)  # later chunks have larger logits
+        c = logits(2500, seed=2).to(device)
         got, want = (op(s, t, center=c) for op in (F.dino_terms, R.dino_terms))
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -245,6 +245,14 @@ class TestMeaning:
         want = F.statistics_pooling(x[1:, :5], weights=w[1:, :5])
         torch.testing.assert_close(got[1:], want, rtol=1e-6, atol=1e-6)
 
+    def test_frames_of_weight_0_are_left_out(self, backend):
+        device = device_of(backend)
+        x, w = frames(2, 60, 4).to(device), shares(2, 60, seed=1).to(device)
+        w[:, :40] = 0  # whole blocks of frames
+        got = F.statistics_pooling(x, weights=w)
+        want = F.statistics_pooling(x[:, 40:], weights=w[:, 40:])
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
     def test_whole_weights_repeat_frames(self, backend):
         device = device_of(backend)
         x = frames(1, 4, 3).to(device)
