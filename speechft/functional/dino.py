@@ -264,9 +264,10 @@ def _blocks(views: Views, argument: str) -> tuple[list[Tensor], torch.Size]:
     return [view[None] for view in views], views[0].shape
 
 
-# Of float16 the gradient is lifted by 2^12, because what a logit gets of a mean over many rows and
-# codes is below the least that float16 has; the backward takes it down again.
-LIFT = 4096.0
+# Of float16 the gradient is lifted by 2^8, because what a logit gets of a mean over many rows and
+# codes is below the least that float16 has; the backward takes it down again. One row alone gets
+# at most 1 / temperature, which lifted is below the most it has, for temperatures from 0.004.
+LIFT = 256.0
 
 torch.library.define(
     "speechft::dino",

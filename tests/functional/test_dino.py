@@ -150,7 +150,10 @@ class TestAccuracy:
             )  # fmt: skip
 
     def test_a_small_gradient_survives_in_float16(self, backend):
-        """Of the mean over 4096 rows of 512 codes it is 5e-6: float16 has 80 steps up to there."""
+        """Of the mean over 4096 rows of 512 codes it is 5e-6: float16 has 80 steps up to there.
+
+        Lifted by 2^8 and then scaled by 2^16, steps are of 1.5e-5.
+        """
         device = device_of(backend)
         s = logits(2, 4096, 512, scale=0.1).half().to(device).requires_grad_()
         t = logits(2, 4096, 512, seed=1).half().to(device)
@@ -158,7 +161,7 @@ class TestAccuracy:
         (got,) = torch.autograd.grad(value, s)
         wide = s.detach().double().requires_grad_()
         (want,) = torch.autograd.grad(R.dino(wide, t.double()) * 2.0**16, wide)
-        torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-5)
 
     @pytest.mark.parametrize("scale", [1e2, 1e4])
     def test_logits_of_1e4(self, backend, scale):
