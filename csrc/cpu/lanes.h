@@ -104,9 +104,9 @@ inline F maximum(F a, F b) { return a > b ? a : b; }
 
 constexpr double LOG2E = 1.4426950408889634074;
 
-// 2^x for x <= 0, exactly 0 below -126; relative error 2e-9 before rounding to float.
+// 2^x for x <= 0, exactly 0 below -126, NaN for NaN; relative error 2e-9 before rounding to float.
 inline F exp2_negative(F x) {
-  x = maximum(x, splat(-127.0f));
+  x = maximum(splat(-127.0f), x);  // in this order, of which the second is returned for NaN
   // 1.5 * 2^23 + 127: adding it rounds to the nearest integer, and leaves its exponent, with the
   // bias that floats have, in the lowest bits.
   const F magic = splat(12583039.0f);

@@ -20,7 +20,9 @@ using speechft::cpu::PoolingBatch;
 using speechft::cpu::PoolingBlock;
 using speechft::cpu::PoolingGradient;
 
-inline F exp_of_difference(F x) { return exp2_negative(minimum(x, splat(0.0f)) * splat(static_cast<float>(LOG2E))); }
+inline F exp_of_difference(F x) {  // NaN for NaN
+  return exp2_negative(minimum(splat(0.0f), x) * splat(static_cast<float>(LOG2E)));
+}
 
 // Sums of some frames, of each channel: weight, mean, squares about the mean.
 struct Sums {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -109,6 +110,22 @@ def check_reduction(reduction: str) -> None:
     """One of the known reductions."""
     if reduction not in REDUCTIONS:
         raise ArgumentError("reduction", f"wants one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def check_finite_inputs(
+    results: Iterable[Tensor], inputs: Iterable[tuple[Tensor, str]], lengths: Tensor | None = None
+) -> None:
+    """:func:`check_finite` of the inputs, if what was made of them is not finite.
+
+    For ops whose results NaN and infinity reach: their inputs are not read once more.
+    """
+    for result in results:
+        if not values_are_checked(result):
+            return
+        if not bool(torch.isfinite(result.detach().sum())):
+            for tensor, argument in inputs:
+                check_finite(tensor, argument, lengths)
+            return
 
 
 def check_finite(tensor: Tensor, argument: str, *lengths: Tensor | None) -> None:

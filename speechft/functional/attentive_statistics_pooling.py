@@ -90,22 +90,27 @@ def attentive_statistics_pooling(
         lengths, batch=x.shape[0], steps=x.shape[1], device=x.device, argument="lengths"
     )
     check_positive(epsilon, "epsilon")
-    check_finite(x, "x", found)
-    _check_scores(scores, found)
     if BACKENDS.choose(x.device, x.dtype) == "reference":
-        return R.attentive_statistics_pooling(x, scores, found, epsilon=epsilon)
-    if scores.shape[2] < x.shape[2]:  # few weights: as given ones
+        value = R.attentive_statistics_pooling(x, scores, found, epsilon=epsilon)
+    elif scores.shape[2] < x.shape[2]:  # few weights: as given ones
+        _check_scores(scores, found)
         wide = scores.float()
         if found is not None:
             steps = torch.arange(x.shape[1], device=x.device)
             wide = wide.masked_fill((steps >= found[:, None])[..., None], -torch.inf)
         weights = wide.softmax(1).to(x.dtype)
         return statistics_pooling(x, found, weights=weights, epsilon=epsilon)
-    mean, std, _ = torch.ops.speechft.attentive_statistics(x, scores, found, epsilon)
-    return torch.cat([mean, std], dim=1)
+    else:
+        mean, std, _ = torch.ops.speechft.attentive_statistics(x, scores, found, epsilon)
+        value = torch.cat([mean, std], dim=1)
+    if backends.values_are_checked(value) and not bool(torch.isfinite(value.detach().sum())):
+        check_finite(x, "x", found)
+        _check_scores(scores, found)
+    return value
 
 
 def _check_scores(scores: Tensor, lengths: Tensor | None) -> None:
+    """Finite, or -inf but for one frame at least."""
     if not backends.values_are_checked(scores):
         return
     values = scores.detach()

@@ -16,7 +16,12 @@ from speechft import backends
 from speechft import reference as R
 from speechft.errors import ArgumentError, ArgumentTypeError
 from speechft.functional import _softmax_cpu
-from speechft.functional._checks import check_finite, check_floating, check_reduction, check_scale
+from speechft.functional._checks import (
+    check_finite_inputs,
+    check_floating,
+    check_reduction,
+    check_scale,
+)
 from speechft.functional._rows import check_row, valid_rows
 from speechft.lengths import LengthsLike, check_lengths
 from speechft.reference.dino import DINOTerms, Views
@@ -186,11 +191,12 @@ def dino_terms(
             argument="student_lengths",
         )  # fmt: skip
     check_reduction(reduction)
-    for blocks, argument in ((of_student, "student"), (of_teacher, "teacher")):
-        for block in blocks:
-            of_frames = (None,) if lengths is None else (None, lengths)
-            for view in block if lengths is not None else (block,):
-                check_finite(view, argument, *of_frames[1:])
+    inputs = [
+        (view, argument)
+        for blocks, argument in ((of_student, "student"), (of_teacher, "teacher"))
+        for block in blocks
+        for view in block.detach()
+    ]
     temperatures = []
     for value, argument in (
         (student_temperature, "student_temperature"),
@@ -205,11 +211,13 @@ def dino_terms(
             torch.cat([b.detach() if side == "teacher" else b for b in blocks])
             for blocks, side in ((of_student, "student"), (of_teacher, "teacher"))
         )
-        return R.dino_terms(
+        terms = R.dino_terms(
             *stacked, center=center, student_temperature=temperatures[0],
             teacher_temperature=temperatures[1], student_lengths=lengths, skip_same=skip_same,
             reduction=reduction,
         )  # fmt: skip
+        check_finite_inputs((terms.loss, terms.teacher_mean), inputs, lengths)
+        return terms
     bias = None if center is None else -center.detach().float().reshape(-1, shape[-1]).contiguous()
     valid = valid_rows(lengths, shape, like.device)
     rows = shape[:-1].numel()
@@ -226,6 +234,7 @@ def dino_terms(
         [block.detach().reshape(len(block), rows, -1) for block in of_teacher],
         bias, *temperatures, weights, skip_same, needed,
     )  # fmt: skip
+    check_finite_inputs((losses, total, entropy), inputs, lengths)
     loss = losses.view(shape[:-1]) if reduction == "none" else losses.sum()
     total_loss = losses.detach().sum()
     return DINOTerms(

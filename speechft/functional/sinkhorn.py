@@ -15,7 +15,12 @@ from speechft import reference as R
 from speechft.distributed import Gather, all_gather, all_reduce, group_of
 from speechft.errors import ArgumentError, ArgumentTypeError
 from speechft.functional import _softmax_cpu
-from speechft.functional._checks import check_finite, check_floating, check_same, check_scale
+from speechft.functional._checks import (
+    check_finite_inputs,
+    check_floating,
+    check_same,
+    check_scale,
+)
 from speechft.functional._rows import valid_rows
 from speechft.lengths import LengthsLike, check_lengths
 from speechft.reference.dino import Views
@@ -161,14 +166,13 @@ def sinkhorn_center(
     like = views[0]
     scale = check_scale(epsilon, "epsilon", like).detach()
     found = None if lengths is None else _lengths(like, lengths)
-    for view in views:
-        of_frames = view if found is None or view.dim() == 3 else view.flatten(0, 0)
-        for part in of_frames if view.dim() == 4 and found is not None else (view,):
-            check_finite(part, "logits", found)
+    parts_of_it = [(p.detach(), "logits") for v in views for p in (v if v.dim() == 4 else (v,))]
     if BACKENDS.choose(like.device, like.dtype) == "reference":
-        return R.sinkhorn_center(
+        center = R.sinkhorn_center(
             logits, epsilon=scale, iterations=iterations, lengths=found, gather=gather
         )
+        check_finite_inputs([center], parts_of_it, found)
+        return center
     valid = valid_rows(found, like.shape, like.device)
     blocks = [view.detach().reshape(-1, view.shape[-1]) for view in views]
     rows = sum(len(block) for block in blocks)
@@ -185,6 +189,7 @@ def sinkhorn_center(
             of_codes = scale * torch.logsumexp(stacked / scale, 0)
         bias = share - of_codes
     assert bias is not None
+    check_finite_inputs([bias], parts_of_it, found)
     return -bias
 
 

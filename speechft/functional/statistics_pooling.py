@@ -14,7 +14,13 @@ from speechft import backends
 from speechft import reference as R
 from speechft.errors import ArgumentError, LengthError
 from speechft.functional import _pooling_cpu
-from speechft.functional._checks import check_finite, check_floating, check_positive, check_same
+from speechft.functional._checks import (
+    check_finite,
+    check_finite_inputs,
+    check_floating,
+    check_positive,
+    check_same,
+)
 from speechft.lengths import LengthsLike, check_lengths
 from speechft.reference.statistics_pooling import EPSILON
 
@@ -90,7 +96,6 @@ def statistics_pooling(
     check_positive(epsilon, "epsilon")
     if correction not in (0, 1):
         raise ArgumentError("correction", f"wants 0 or 1, got {correction!r}")
-    check_finite(x, "x", found)
     if weights is not None:
         check_floating(weights, "weights", "(B, T, G)" if weights.dim() == 3 else "(B, T)")
         check_same(x, weights, "weights", "x", {0: "batch size", 1: "number of frames"})
@@ -107,11 +112,14 @@ def statistics_pooling(
     elif correction:
         _check_two(x, found)
     if BACKENDS.choose(x.device, x.dtype) == "reference":
-        return R.statistics_pooling(
+        value = R.statistics_pooling(
             x, found, weights=weights, correction=correction, epsilon=epsilon
         )
-    mean, std, _ = torch.ops.speechft.statistics(x, weights, found, correction, epsilon)
-    return torch.cat([mean, std], dim=1)
+    else:
+        mean, std, _ = torch.ops.speechft.statistics(x, weights, found, correction, epsilon)
+        value = torch.cat([mean, std], dim=1)
+    check_finite_inputs([value], [(x, "x")], found)
+    return value
 
 
 def _check_weights(weights: Tensor, lengths: Tensor | None) -> None:
