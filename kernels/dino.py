@@ -52,7 +52,7 @@ from speechft.kernels._softmax_rows import (
 )
 from torch import Tensor
 
-from speechft.functional.dino import LIFT
+from speechft.functional._dino_op import LIFT
 
 
 def dino(

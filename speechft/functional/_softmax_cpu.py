@@ -51,7 +51,7 @@ def dino(
     module.dino(batch, _address(workspace), threads)
     dtype = student[0].dtype
     if dtype != torch.float32:
-        from speechft.functional.dino import LIFT
+        from speechft.functional._dino_op import LIFT
 
         lift = LIFT if dtype == torch.float16 else 1.0
         gradients = [gradient.mul_(lift).to(dtype) for gradient in gradients]

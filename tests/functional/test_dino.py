@@ -26,6 +26,7 @@ from speechft import functional as F
 from speechft import reference as R
 from speechft.backends import compiled_module
 from speechft.errors import ArgumentError, ArgumentTypeError, LengthError, NonFiniteError
+from speechft.functional import _dino_op
 
 
 @pytest.fixture(params=providers("dino"), ids=name_of)
@@ -280,6 +281,20 @@ class TestBackward:
                 torch.autograd.grad(value, s)
         else:
             assert torch.equal(torch.autograd.grad(value, s)[0], first)
+
+    def test_scaled_in_place_it_runs_once(self, monkeypatch):
+        """What the backward does on a GPU, on the CPU."""
+        t = logits(2, 5, 60, seed=1)
+        for dtype in (torch.float32, torch.float16):
+            s = logits(3, 5, 60).to(dtype).requires_grad_()
+            (want,) = torch.autograd.grad(3 * F.dino(s, t.to(dtype)), s)
+            with monkeypatch.context() as patched:
+                patched.setattr(_dino_op, "scales_in_place", lambda gradient: True)
+                value = 3 * F.dino(s, t.to(dtype))
+                (got,) = torch.autograd.grad(value, s, retain_graph=True)
+                torch.testing.assert_close(got, want)
+                with pytest.raises(RuntimeError, match="runs once"):
+                    torch.autograd.grad(value, s)
 
     def test_there_is_no_second_derivative(self, backend):
         device = device_of(backend)

@@ -325,7 +325,7 @@ def check_weights(*, device: str) -> None:
     """Weights scale losses and gradients, and no entropy; float16's gradient is lifted."""
     from speechft.kernels.dino import dino
 
-    from speechft.functional.dino import LIFT
+    from speechft.functional._dino_op import LIFT
 
     student, teacher = (it.to(device) for it in problem((2, 2, 5, 70), torch.float16))
     temperatures = [torch.tensor(it, device=device) for it in (0.1, 0.04)]
