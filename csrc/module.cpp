@@ -285,7 +285,7 @@ PYBIND11_MODULE(_C, module) {
            py::kw_only(), py::arg("logits"), py::arg("rows"), py::arg("codes"), py::arg("stride"),
            py::arg("scale"), py::arg("bias"), py::arg("valid"));
   module.def("sinkhorn_columns_workspace", &speechft::cpu::sinkhorn_columns_workspace,
-             py::arg("rows"), "Floats that sinkhorn_columns works in.");
+             py::arg("rows"), py::arg("threads"), "Floats that sinkhorn_columns works in.");
   module.def(
       "sinkhorn_columns",
       [](const SinkhornRows& rows, uintptr_t result, uintptr_t workspace, int threads) {

@@ -12,19 +12,18 @@ namespace speechft::cpu {
 namespace {
 
 struct Kernels {
-  decltype(&row_sums_baseline) row_sums;
-  decltype(&softmax_row_baseline) softmax_row;
-  decltype(&add_softmax_baseline) add_softmax;
+  decltype(&exponentials_baseline) exponentials;
+  decltype(&softmax_of_baseline) softmax_of;
   decltype(&student_sums_baseline) student_sums;
   decltype(&student_gradient_baseline) student_gradient;
   decltype(&column_sums_baseline) column_sums;
   decltype(&column_logs_baseline) column_logs;
 };
 
-#define SPEECHFT_KERNELS(set)                                                                 \
-  Kernels {                                                                                   \
-    row_sums_##set, softmax_row_##set, add_softmax_##set, student_sums_##set,                 \
-        student_gradient_##set, column_sums_##set, column_logs_##set                          \
+#define SPEECHFT_KERNELS(set)                                                              \
+  Kernels {                                                                                \
+    exponentials_##set, softmax_of_##set, student_sums_##set, student_gradient_##set,      \
+        column_sums_##set, column_logs_##set                                               \
   }
 
 Kernels current() {
@@ -86,9 +85,10 @@ void dino(const DinoBatch& batch, float* workspace, int threads) {
       for (int64_t u = 0; u < teachers && weight != 0; ++u) {
         const float* const x = batch.teacher[u] + row * batch.teacher_stride[u];
         const float* const bias = batch.bias ? batch.bias + u * batch.bias_stride : nullptr;
-        const RowSums of =
-            kernels.row_sums(x, bias, codes, batch.teacher_scale, sum, chunks.data());
-        kernels.softmax_row(x, bias, codes, batch.teacher_scale, of, targets + u * codes);
+        float* const target = targets + u * codes;
+        const RowSums of = kernels.exponentials(x, bias, codes, batch.teacher_scale, target, sum,
+                                                chunks.data());
+        kernels.softmax_of(target, of, codes, batch.teacher_scale, chunks.data(), nullptr);
         entropy += of.log_sum - of.dot;
       }
       for (int64_t v = 0; v < views; ++v) {
@@ -102,12 +102,12 @@ void dino(const DinoBatch& batch, float* workspace, int threads) {
         }
         const float* const x = batch.student[v] + row * batch.student_stride[v];
         const RowSums of = kernels.student_sums(x, others.data(), number, codes,
-                                                batch.student_scale, chunks.data());
+                                                batch.student_scale, gradient, chunks.data());
         loss += of.targets * of.log_sum - of.dot;
         if (gradient)
-          kernels.student_gradient(x, others.data(), number, codes, batch.student_scale, of,
+          kernels.student_gradient(gradient, others.data(), number, codes, batch.student_scale, of,
                                    static_cast<float>(weight / pairs * batch.student_scale),
-                                   gradient);
+                                   chunks.data());
       }
       batch.losses[row] = static_cast<float>(loss * weight / pairs);
       batch.entropy[row] = static_cast<float>(entropy / teachers);
@@ -146,8 +146,8 @@ void plain_columns(const Kernels& kernels, const SinkhornRows& r, int64_t begin,
 
 }  // namespace
 
-int64_t sinkhorn_columns_workspace(const SinkhornRows& r) {
-  return r.bias ? (slabs_of(r.rows) + 1) * r.codes : 0;
+int64_t sinkhorn_columns_workspace(const SinkhornRows& r, int threads) {
+  return r.bias ? (threads + slabs_of(r.rows) + 1) * r.codes : 0;
 }
 
 void sinkhorn_columns(const SinkhornRows& r, float* result, float* workspace, int threads) {
@@ -164,27 +164,17 @@ void sinkhorn_columns(const SinkhornRows& r, float* result, float* workspace, in
   // least 1 / (rows codes): in the row that had most of it before, it has 1 / rows of that
   // iteration's sum or more, and no other code has more than 1. So no sum needs a maximum.
   const int64_t codes = r.codes, slabs = slabs_of(r.rows);
-  float* const sums = workspace;
+  float* const sums = workspace + threads * codes;
   float* const total = sums + slabs * codes;
-  in_parallel(slabs, threads, [&](int64_t slab, int) {
-    float* const sum = sums + slab * codes;
+  in_parallel(slabs, threads, [&](int64_t slab, int thread) {
+    float *const row = workspace + thread * codes, *const sum = sums + slab * codes;
     std::fill(sum, sum + codes, 0.0f);
     std::vector<ChunkSums> chunks(chunks_of(codes));
-    const float* rows[TOGETHER];
-    RowSums of_rows[TOGETHER];
-    int64_t number = 0;
-    const int64_t end = first_of(slab + 1, r.rows);
-    for (int64_t b = first_of(slab, r.rows); b < end; ++b) {
-      if (!r.valid || r.valid[b]) {
-        rows[number] = r.logits + b * r.stride;
-        of_rows[number] = kernels.row_sums(rows[number], r.bias, codes, r.scale, nullptr,
-                                           chunks.data());
-        ++number;
-      }
-      if (number == TOGETHER || b + 1 == end) {
-        kernels.add_softmax(rows, of_rows, number, r.bias, codes, r.scale, sum);
-        number = 0;
-      }
+    for (int64_t b = first_of(slab, r.rows); b < first_of(slab + 1, r.rows); ++b) {
+      if (r.valid && !r.valid[b]) continue;
+      const RowSums of = kernels.exponentials(r.logits + b * r.stride, r.bias, codes, r.scale, row,
+                                              nullptr, chunks.data());
+      kernels.softmax_of(row, of, codes, r.scale, chunks.data(), sum);
     }
   });
   for_blocks(codes, threads, [&](int64_t begin, int64_t end) {
@@ -200,15 +190,14 @@ void sinkhorn_assign(const SinkhornRows& r, float* result, int threads) {
   in_parallel(slabs, threads, [&](int64_t slab, int) {
     std::vector<ChunkSums> chunks(chunks_of(r.codes));
     for (int64_t b = slab * r.rows / slabs; b < (slab + 1) * r.rows / slabs; ++b) {
-      const float* const x = r.logits + b * r.stride;
       float* const row = result + b * r.codes;
-      if (r.valid && !r.valid[b])
+      if (r.valid && !r.valid[b]) {
         std::fill(row, row + r.codes, 0.0f);
-      else
-        kernels.softmax_row(x, r.bias, r.codes, r.scale,
-                            kernels.row_sums(x, r.bias, r.codes, r.scale, nullptr,
-                                             chunks.data()),
-                            row);
+        continue;
+      }
+      const RowSums of = kernels.exponentials(r.logits + b * r.stride, r.bias, r.codes, r.scale,
+                                              row, nullptr, chunks.data());
+      kernels.softmax_of(row, of, r.codes, r.scale, chunks.data(), nullptr);
     }
   });
 }

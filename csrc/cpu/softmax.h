@@ -32,7 +32,7 @@ struct SinkhornRows {
 
 // Floats of each to work in.
 int64_t dino_workspace(const DinoBatch& batch, int threads);
-int64_t sinkhorn_columns_workspace(const SinkhornRows& rows);
+int64_t sinkhorn_columns_workspace(const SinkhornRows& rows, int threads);
 
 void dino(const DinoBatch& batch, float* workspace, int threads);
 

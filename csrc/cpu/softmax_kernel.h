@@ -1,10 +1,8 @@
 // Rows of logits, a chunk at a time; included by one source file per instruction set, see lanes.h.
 //
-// The sums of a row are made in one sweep, a chunk at a time, of exponentials relative to the largest
-// logit before the chunk; a chunk with one that is much larger is swept again. Each chunk's sums are
-// corrected by a factor in the end. The row's softmax and gradients take a
-// second sweep, while the row is in the last cache: to make an exponential again costs less than to
-// store and load it.
+// A row comes from memory once. A chunk at a time its exponentials are made, relative to the largest
+// logit before the chunk (one that has a much larger one is swept again), summed, and stored where
+// the caches hold them; from there a factor a chunk makes shares of them.
 #pragma once
 
 #include <algorithm>
@@ -27,14 +25,23 @@ inline F logit(const float* x, const float* bias, int64_t j, int64_t count) {
   return bias ? v + load_some(bias + j, count, 0.0f) : v;
 }
 
+inline float chunk_maximum(const float* x, const float* bias, int64_t n) {
+  F most[4] = {splat(NONE), splat(NONE), splat(NONE), splat(NONE)};
+  int64_t j = 0;
+  for (; j + 4 * W <= n; j += 4 * W)
+    for (int k = 0; k < 4; ++k) most[k] = maximum(most[k], logit(x, bias, j + k * W, W));
+  for (; j < n; j += W) most[0] = maximum(most[0], logit(x, bias, j, n - j));
+  return highest(maximum(maximum(most[0], most[1]), maximum(most[2], most[3])));
+}
+
 // Runs sweep(reference), which gives the largest logit of a chunk, with one that is near enough to
-// it: the largest logit so far is, as a rule, and else the sweep is repeated. Powers of two are
-// then of less than COMFORT, and sums of less than 2^70.
+// it: the largest logit so far (of the first chunk its own) is, as a rule, and else the sweep is
+// repeated. Powers of two are then of less than COMFORT, and sums of less than 2^70.
 constexpr float COMFORT = 60.0f;
 
 template <class Sweep>
 inline void sweep_chunk(float& most, float scale, float& reference, const Sweep& sweep) {
-  reference = most == NONE ? sweep(0.0f) : most;
+  reference = most;
   const float top = sweep(reference);
   if ((top - reference) * scale * static_cast<float>(LOG2E) > COMFORT) {
     reference = top;
@@ -43,23 +50,17 @@ inline void sweep_chunk(float& most, float scale, float& reference, const Sweep&
   most = std::max(most, top);
 }
 
-// The softmax of a logit, from the sums of its row, which lie in registers: read from memory, they
-// would be read again after each store. A factor, because a log-sum-exp in the exponent would be
-// rounded the same way for the whole row.
-struct Exponential {
-  F maximum, scale, share;
-  Exponential(const RowSums& row, float factor)
-      : maximum(splat(row.maximum)),
-        scale(splat(static_cast<float>(factor * LOG2E))),
-        share(splat(static_cast<float>(std::exp(-row.log_sum)))) {}
-  F operator()(F x) const { return exp2_negative((x - maximum) * scale) * share; }
-};
+// What makes shares of a chunk's exponentials.
+inline F share_of(const RowSums& row, const ChunkSums& chunk, float scale) {
+  const double less = chunk.reference - row.maximum;
+  return splat(static_cast<float>(std::exp(scale * less - row.log_sum)));
+}
 
 template <bool BIAS, bool MORE>  // more: the dot product, and the row added to `sum`
-RowSums sums_of(const float* x, const float* bias, int64_t codes, float scale, float* sum,
-                ChunkSums* chunks) {
+RowSums exponentials_of(const float* x, const float* bias, int64_t codes, float scale,
+                        float* result, float* sum, ChunkSums* chunks) {
   const F a = splat(static_cast<float>(scale * LOG2E)), zero = splat(0.0f);
-  float most = NONE;
+  float most = chunk_maximum(x, BIAS ? bias : nullptr, std::min(codes, CHUNK));
   for (int64_t c = 0; c * CHUNK < codes; ++c) {
     const int64_t start = c * CHUNK, n = std::min(codes - start, CHUNK);
     const float *from = x + start, *of = BIAS ? bias + start : nullptr;
@@ -72,6 +73,7 @@ RowSums sums_of(const float* x, const float* bias, int64_t codes, float scale, f
         const F d = y - r, e = exp2_negative(d * a);
         top[k] = maximum(top[k], y);
         all[k] += e;
+        store_some(result + start + j, e, left);
         if constexpr (MORE) dot[k] += e * d;
       };
       int64_t j = 0;
@@ -106,9 +108,9 @@ inline F sum_of_targets(const float* const* targets, int64_t number, int64_t j, 
 
 template <int NUMBER>
 RowSums student_sums_of(const float* x, const float* const* targets, int64_t number, int64_t codes,
-                        float scale, ChunkSums* chunks) {
+                        float scale, float* result, ChunkSums* chunks) {
   const F a = splat(static_cast<float>(scale * LOG2E)), zero = splat(0.0f);
-  float most = NONE;
+  float most = chunk_maximum(x, nullptr, std::min(codes, CHUNK));
   double of_targets = 0, dot = 0;  // dot: of targets and x
   for (int64_t c = 0; c * CHUNK < codes; ++c) {
     const int64_t start = c * CHUNK, n = std::min(codes - start, CHUNK);
@@ -121,8 +123,10 @@ RowSums student_sums_of(const float* x, const float* const* targets, int64_t num
       const auto add = [&](int64_t j, int64_t left, int k) {
         const F y = load_some(x + start + j, left, BEYOND), d = y - r;
         const F t = sum_of_targets<NUMBER>(targets, number, start + j, left);
+        const F e = exp2_negative(d * a);
         top[k] = maximum(top[k], y);
-        sum[k] += exp2_negative(d * a);
+        if (result) store_some(result + start + j, e, left);
+        sum[k] += e;
         product[k] += t * d;
         mass[k] += t;
       };
@@ -144,39 +148,16 @@ RowSums student_sums_of(const float* x, const float* const* targets, int64_t num
 }
 
 template <int NUMBER>
-void student_gradient_of(const float* x, const float* const* targets, int64_t number,
-                         int64_t codes, float scale, const RowSums& row, float weight,
-                         float* result) {
-  const Exponential softmax(row, scale);
-  const F n = splat(static_cast<float>(number)), w = splat(weight);
-  const auto one = [&](int64_t j, int64_t left) {
-    const F e = softmax(load_some(x + j, left, BEYOND));
-    const F t = sum_of_targets<NUMBER>(targets, number, j, left);
-    store_some(result + j, (e * n - t) * w, left);
-  };
-  int64_t j = 0;
-  for (; j + 2 * W <= codes; j += 2 * W) one(j, W), one(j + W, W);
-  for (; j < codes; j += W) one(j, codes - j);
-}
-
-template <int NUMBER>
-void add_softmax_of(const float* const* rows, const RowSums* of, const float* bias, int64_t codes,
-                    float scale, float* sum) {
-  static_assert(NUMBER == 1 || NUMBER == 4);
-  const Exponential first(of[0], scale), second(of[NUMBER > 1 ? 1 : 0], scale);
-  const Exponential third(of[NUMBER > 1 ? 2 : 0], scale), fourth(of[NUMBER > 1 ? 3 : 0], scale);
-  const float *x = rows[0], *y = rows[NUMBER > 1 ? 1 : 0];
-  const float *z = rows[NUMBER > 1 ? 2 : 0], *w = rows[NUMBER > 1 ? 3 : 0];
-  for (int64_t j = 0; j < codes; j += W) {
-    const int64_t left = codes - j;
-    const F b = load_some(bias + j, left, 0.0f);
-    F all = load_some(sum + j, left, 0.0f) + first(load_some(x + j, left, BEYOND) + b);
-    if constexpr (NUMBER == 4) {
-      all += second(load_some(y + j, left, BEYOND) + b);
-      all += third(load_some(z + j, left, BEYOND) + b);
-      all += fourth(load_some(w + j, left, BEYOND) + b);
+void student_gradient_of(float* row, const float* const* targets, int64_t number, int64_t codes,
+                         float scale, const RowSums& of, float weight, const ChunkSums* chunks) {
+  const F w = splat(weight), n = splat(static_cast<float>(number));
+  for (int64_t c = 0; c * CHUNK < codes; ++c) {
+    const int64_t end = std::min(codes, (c + 1) * CHUNK);
+    const F share = share_of(of, chunks[c], scale) * n;
+    for (int64_t j = c * CHUNK; j < end; j += W) {
+      const F t = sum_of_targets<NUMBER>(targets, number, j, end - j);
+      store_some(row + j, (load_some(row + j, end - j, 0.0f) * share - t) * w, end - j);
     }
-    store_some(sum + j, all, left);
   }
 }
 
@@ -187,46 +168,48 @@ namespace speechft::cpu {
 #define SPEECHFT_JOIN(a, b) a##b
 #define SPEECHFT_CONCAT(a, b) SPEECHFT_JOIN(a, b)
 
-RowSums SPEECHFT_CONCAT(row_sums_, SPEECHFT_SET)(const float* x, const float* bias, int64_t codes,
-                                                 float scale, float* sum, ChunkSums* chunks) {
-  if (bias && sum) return sums_of<true, true>(x, bias, codes, scale, sum, chunks);
-  if (bias) return sums_of<true, false>(x, bias, codes, scale, sum, chunks);
-  if (sum) return sums_of<false, true>(x, bias, codes, scale, sum, chunks);
-  return sums_of<false, false>(x, bias, codes, scale, sum, chunks);
+RowSums SPEECHFT_CONCAT(exponentials_, SPEECHFT_SET)(const float* x, const float* bias,
+                                                     int64_t codes, float scale, float* result,
+                                                     float* sum, ChunkSums* chunks) {
+  if (bias && sum) return exponentials_of<true, true>(x, bias, codes, scale, result, sum, chunks);
+  if (bias) return exponentials_of<true, false>(x, bias, codes, scale, result, sum, chunks);
+  if (sum) return exponentials_of<false, true>(x, bias, codes, scale, result, sum, chunks);
+  return exponentials_of<false, false>(x, bias, codes, scale, result, sum, chunks);
 }
 
-void SPEECHFT_CONCAT(softmax_row_, SPEECHFT_SET)(const float* x, const float* bias, int64_t codes,
-                                                 float scale, const RowSums& row, float* result) {
-  const Exponential softmax(row, scale);
-  for (int64_t j = 0; j < codes; j += W)
-    store_some(result + j, softmax(logit(x, bias, j, codes - j)), codes - j);
-}
-
-void SPEECHFT_CONCAT(add_softmax_, SPEECHFT_SET)(const float* const* rows, const RowSums* of,
-                                                 int64_t number, const float* bias, int64_t codes,
-                                                 float scale, float* sum) {
-  if (number == TOGETHER) return add_softmax_of<TOGETHER>(rows, of, bias, codes, scale, sum);
-  for (int64_t r = 0; r < number; ++r)
-    add_softmax_of<1>(rows + r, of + r, bias, codes, scale, sum);
+void SPEECHFT_CONCAT(softmax_of_, SPEECHFT_SET)(float* row, const RowSums& of, int64_t codes,
+                                                float scale, const ChunkSums* chunks, float* sum) {
+  for (int64_t c = 0; c * CHUNK < codes; ++c) {
+    const int64_t start = c * CHUNK, end = std::min(codes, start + CHUNK);
+    const F share = share_of(of, chunks[c], scale);
+    if (sum)
+      for (int64_t j = start; j < end; j += W) {
+        const F e = load_some(row + j, end - j, 0.0f);
+        store_some(sum + j, load_some(sum + j, end - j, 0.0f) + e * share, end - j);
+      }
+    else
+      for (int64_t j = start; j < end; j += W)
+        store_some(row + j, load_some(row + j, end - j, 0.0f) * share, end - j);
+  }
 }
 
 RowSums SPEECHFT_CONCAT(student_sums_, SPEECHFT_SET)(const float* x, const float* const* targets,
                                                      int64_t number, int64_t codes, float scale,
-                                                     ChunkSums* chunks) {
-  if (number == 1) return student_sums_of<1>(x, targets, number, codes, scale, chunks);
-  if (number == 2) return student_sums_of<2>(x, targets, number, codes, scale, chunks);
-  return student_sums_of<0>(x, targets, number, codes, scale, chunks);
+                                                     float* result, ChunkSums* chunks) {
+  if (number == 1) return student_sums_of<1>(x, targets, number, codes, scale, result, chunks);
+  if (number == 2) return student_sums_of<2>(x, targets, number, codes, scale, result, chunks);
+  return student_sums_of<0>(x, targets, number, codes, scale, result, chunks);
 }
 
-void SPEECHFT_CONCAT(student_gradient_, SPEECHFT_SET)(const float* x, const float* const* targets,
+void SPEECHFT_CONCAT(student_gradient_, SPEECHFT_SET)(float* row, const float* const* targets,
                                                       int64_t number, int64_t codes, float scale,
-                                                      const RowSums& row, float weight,
-                                                      float* result) {
+                                                      const RowSums& of, float weight,
+                                                      const ChunkSums* chunks) {
   if (number == 1)
-    return student_gradient_of<1>(x, targets, number, codes, scale, row, weight, result);
+    return student_gradient_of<1>(row, targets, number, codes, scale, of, weight, chunks);
   if (number == 2)
-    return student_gradient_of<2>(x, targets, number, codes, scale, row, weight, result);
-  student_gradient_of<0>(x, targets, number, codes, scale, row, weight, result);
+    return student_gradient_of<2>(row, targets, number, codes, scale, of, weight, chunks);
+  student_gradient_of<0>(row, targets, number, codes, scale, of, weight, chunks);
 }
 
 void SPEECHFT_CONCAT(column_sums_, SPEECHFT_SET)(const float* const* rows, int64_t number,

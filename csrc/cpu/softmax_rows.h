@@ -24,23 +24,21 @@ struct RowSums {
 constexpr int64_t TOGETHER = 4;  // rows that share a sweep over the sums of columns
 
 #define SPEECHFT_DECLARE_SOFTMAX(set)                                                            \
-  /* Sums of a row x + bias. If there is a `sum`, the row, without bias, is added to it, and the  \
-     dot product is made. */                                                                     \
-  RowSums row_sums_##set(const float* x, const float* bias, int64_t codes, float scale,          \
-                         float* sum, ChunkSums* chunks);                                         \
-  /* result = softmax(scale (x + bias)). */                                                      \
-  void softmax_row_##set(const float* x, const float* bias, int64_t codes, float scale,          \
-                         const RowSums& row, float* result);                                     \
-  /* The softmax of up to TOGETHER rows, added to `sum`. */                                      \
-  void add_softmax_##set(const float* const* rows, const RowSums* of, int64_t number,            \
-                         const float* bias, int64_t codes, float scale, float* sum);             \
-  /* Sums of a row, and its dot product with the sum of some targets. */                         \
+  /* Sums of a row x + bias, and its exponentials, each chunk's relative to its reference. If    \
+     there is a `sum`, the row, without bias, is added to it, and the dot product is made. */    \
+  RowSums exponentials_##set(const float* x, const float* bias, int64_t codes, float scale,      \
+                             float* result, float* sum, ChunkSums* chunks);                      \
+  /* Exponentials of a row to its softmax, in place; or, if there is a `sum`, added to that. */  \
+  void softmax_of_##set(float* exponentials, const RowSums& row, int64_t codes, float scale,     \
+                        const ChunkSums* chunks, float* sum);                                    \
+  /* Sums of a row, and its dot product with the sum of some targets; its exponentials, if       \
+     wanted. */                                                                                  \
   RowSums student_sums_##set(const float* x, const float* const* targets, int64_t number,        \
-                             int64_t codes, float scale, ChunkSums* chunks);                     \
-  /* result = weight (number softmax(scale x) - targets). */                                     \
-  void student_gradient_##set(const float* x, const float* const* targets, int64_t number,       \
+                             int64_t codes, float scale, float* result, ChunkSums* chunks);      \
+  /* Exponentials of a row to weight (number softmax - targets), in place. */                    \
+  void student_gradient_##set(float* exponentials, const float* const* targets, int64_t number,  \
                               int64_t codes, float scale, const RowSums& row, float weight,      \
-                              float* result);                                                    \
+                              const ChunkSums* chunks);                                          \
   /* Some rows into running maxima of each column, and sums of e^(scale (x - maximum)). */       \
   void column_sums_##set(const float* const* rows, int64_t number, int64_t codes, float scale,   \
                          float* maximum, float* sum);                                            \

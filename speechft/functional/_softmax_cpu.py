@@ -64,7 +64,7 @@ def sinkhorn_columns(
     """(K,) the log-sum-exp of the columns, times epsilon."""
     module, threads = _module(), torch.get_num_threads()
     rows = _SinkhornRows(logits, bias, epsilon, valid)
-    workspace = buffer((module.sinkhorn_columns_workspace(rows.found),))
+    workspace = buffer((module.sinkhorn_columns_workspace(rows.found, threads),))
     result = torch.empty(logits.shape[1])
     module.sinkhorn_columns(rows.found, _address(result), _address(workspace), threads)
     return result
