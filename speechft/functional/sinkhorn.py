@@ -144,8 +144,8 @@ def sinkhorn_center(
         LengthError: likewise.
         BackendError: likewise.
 
-    Memory beyond inputs and outputs: on the CPU, at most 33 x K sums, and a float32 copy of
-    half-precision inputs; on a GPU, sums of rows and codes.
+    Memory beyond inputs and outputs: on the CPU, one row a thread, at most 33 x K sums, and a
+    float32 copy of half-precision inputs; on a GPU, sums of rows and codes.
 
     >>> import torch
     >>> sinkhorn_center(torch.zeros(6, 2), epsilon=1.0, iterations=1)    # log(6) - log(6 / 2)
