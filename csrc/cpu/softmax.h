@@ -36,8 +36,8 @@ int64_t sinkhorn_columns_workspace(const SinkhornRows& rows, int threads);
 
 void dino(const DinoBatch& batch, float* workspace, int threads);
 
-// Of each code the log of the sum of e^(scale (x - a)), over scale: a normalises the row of x + bias,
-// or is 0 where there is none.
+// Of each code the log of the sum of e^(scale (x - a)), over scale: a normalises the row of
+// x + bias, or is 0 where there is none.
 void sinkhorn_columns(const SinkhornRows& rows, float* result, float* workspace, int threads);
 
 // Each row's softmax, rows next to each other; 0 in rows that do not count.

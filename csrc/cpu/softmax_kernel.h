@@ -1,8 +1,8 @@
 // Rows of logits, a chunk at a time; included by one source file per instruction set, see lanes.h.
 //
-// A row comes from memory once. A chunk at a time its exponentials are made, relative to the largest
-// logit before the chunk (one that has a much larger one is swept again), summed, and stored where
-// the caches hold them; from there a factor a chunk makes shares of them.
+// A row comes from memory once. A chunk at a time its exponentials are made, relative to the
+// largest logit before the chunk (one that has a much larger one is swept again), summed, and
+// stored where the caches hold them; from there a factor a chunk makes shares of them.
 #pragma once
 
 #include <algorithm>
@@ -90,7 +90,8 @@ RowSums exponentials_of(const float* x, const float* bias, int64_t codes, float 
   }
   double all = 0, dot = 0;
   for (int64_t c = 0; c * CHUNK < codes; ++c) {
-    const double less = static_cast<double>(chunks[c].reference) - most, factor = std::exp(scale * less);
+    const double less = static_cast<double>(chunks[c].reference) - most;
+    const double factor = std::exp(scale * less);
     all += factor * chunks[c].sum;
     dot += factor * (chunks[c].dot + chunks[c].sum * less);
   }

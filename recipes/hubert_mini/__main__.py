@@ -24,6 +24,7 @@ STAGES = (
     Stage("mfcc", layer=None, clusters=100, steps=2000, seen_weight=(1.0, 0.1)),
     Stage("layer3", layer=3, clusters=250, steps=2000, learning_rate=7e-4, seed=1),
     Stage("layer4", layer=4, clusters=500, steps=4500, batch=16, seed=2),
+    Stage("layer4-again", layer=4, clusters=500, steps=4500, batch=16, seed=3),
 )
 
 
