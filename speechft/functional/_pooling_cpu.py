@@ -42,7 +42,7 @@ def statistics_backward(
     dx = buffer(x.shape) if need_x else torch.empty(0)
     dw = torch.empty(weights.shape if need_weights and weights is not None else (0,))
     inputs.gradient(g_mean, g_std, x=dx, weights=dw)
-    return dx.to(x.dtype), dw.to(x.dtype)
+    return dx.to(x.dtype), dw.to(x.dtype if weights is None else weights.dtype)
 
 
 def attentive_statistics(

@@ -13,9 +13,8 @@ from torch import Tensor
 from speechft import backends
 from speechft import reference as R
 from speechft.errors import ArgumentError, NonFiniteError
-from speechft.functional import _pooling_cpu
+from speechft.functional import _pooling_cpu, statistics_pooling  # noqa: F401 (registers its op)
 from speechft.functional._checks import check_finite, check_floating, check_positive, check_same
-from speechft.functional.statistics_pooling import statistics_pooling
 from speechft.lengths import LengthsLike, check_lengths
 from speechft.reference.statistics_pooling import EPSILON
 
@@ -92,14 +91,13 @@ def attentive_statistics_pooling(
     check_positive(epsilon, "epsilon")
     if BACKENDS.choose(x.device, x.dtype) == "reference":
         value = R.attentive_statistics_pooling(x, scores, found, epsilon=epsilon)
-    elif scores.shape[2] < x.shape[2]:  # few weights: as given ones
-        _check_scores(scores, found)
+    elif scores.shape[2] < x.shape[2]:  # few weights: as given ones, in float32
         wide = scores.float()
         if found is not None:
             steps = torch.arange(x.shape[1], device=x.device)
             wide = wide.masked_fill((steps >= found[:, None])[..., None], -torch.inf)
-        weights = wide.softmax(1).to(x.dtype)
-        return statistics_pooling(x, found, weights=weights, epsilon=epsilon)
+        mean, std, _ = torch.ops.speechft.statistics(x, wide.softmax(1), found, 0, epsilon)
+        value = torch.cat([mean, std], dim=1)
     else:
         mean, std, _ = torch.ops.speechft.attentive_statistics(x, scores, found, epsilon)
         value = torch.cat([mean, std], dim=1)

@@ -206,7 +206,8 @@ def _(  # type: ignore[no-untyped-def]
     x, weights, lengths, mean, std, total, g_mean, g_std, correction, epsilon, need_x, need_weights
 ):
     dx = x.new_empty(x.shape if need_x else (0,))
-    return dx, x.new_empty(weights.shape if need_weights else (0,))
+    like = x if weights is None else weights
+    return dx, like.new_empty(like.shape if need_weights else (0,))
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]

@@ -155,10 +155,13 @@ class TestAccuracy:
             )  # fmt: skip
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("case", ["equal", "weights", "scores"])
-    def test_half_precision(self, backend, case, dtype):
+    @pytest.mark.parametrize(
+        ("case", "groups"),
+        [("equal", 1), ("weights", 1), ("scores", 1), ("scores", "half"), ("scores", "all")],
+    )
+    def test_half_precision(self, backend, case, groups, dtype):
         x = frames(3, 50, 20).to(dtype)
-        w = second(case, "all" if case == "scores" else 1, 3, 50, 20).to(dtype)
+        w = second(case, groups, 3, 50, 20).to(dtype)
         op = ops(case)
         device = device_of(backend)
         assert op(F, x.to(device), w.to(device), None).dtype == torch.float32

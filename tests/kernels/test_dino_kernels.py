@@ -8,7 +8,6 @@ CPU kernels.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,31 +17,10 @@ from unittest import mock
 import pytest
 import torch
 import triton_aot
-import triton_interpreter
+from kernel_devices import needs_compiler, on, on_each_device
 from torch import Tensor
-from triton_interpreter import interpreted
 
 from speechft import reference as R
-
-needs_interpreter = pytest.mark.skipif(
-    triton_interpreter.why_not() is not None, reason=str(triton_interpreter.why_not())
-)
-needs_compiler = pytest.mark.skipif(
-    triton_aot.why_not() is not None, reason=str(triton_aot.why_not())
-)
-GPU = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(
-            not torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
-            reason="no NVIDIA GPU with triton here",
-        ),
-    ],
-)
-on_each_device = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=needs_interpreter), GPU]
-)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # (V_s, V_t, N, K): one of everything; short rows, several a program, with tails of rows and codes;
@@ -55,14 +33,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "of each view": {"bias": "of each view"},
     "all pairs": {"skip_same": False},
 }
-
-
-def on(device: str, check: Callable[..., None], **arguments: Any) -> None:
-    """Run a check on the GPU here, or in the interpreter's process."""
-    if device == "cuda":
-        check(device=device, **arguments)
-    else:
-        interpreted(check, device=device, **arguments)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from unittest import mock
 import pytest
 import torch
 import triton_aot
-from test_dino_kernels import DTYPES, assert_as_exact, needs_compiler, on, on_each_device
+from kernel_devices import needs_compiler, on, on_each_device
+from test_dino_kernels import DTYPES, assert_as_exact
 from torch import Tensor
 
 from speechft import reference as R

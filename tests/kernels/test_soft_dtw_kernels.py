@@ -7,48 +7,15 @@ plus machine epsilon.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 import triton_aot
-import triton_interpreter
+from kernel_devices import needs_compiler, on, on_each_device
 from torch import Tensor
-from triton_interpreter import interpreted
-
-needs_interpreter = pytest.mark.skipif(
-    triton_interpreter.why_not() is not None, reason=str(triton_interpreter.why_not())
-)
-needs_compiler = pytest.mark.skipif(
-    triton_aot.why_not() is not None, reason=str(triton_aot.why_not())
-)
-GPU = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(
-            not torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
-            reason="no NVIDIA GPU with triton here",
-        ),
-    ],
-)
-on_each_device = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=needs_interpreter), GPU]
-)
 
 # (B, N, M, D): one of everything; tails in each dimension; several tiles and several steps.
 SHAPES = [(1, 1, 1, 1), (2, 1, 9, 5), (3, 7, 1, 80), (2, 33, 18, 16), (2, 70, 131, 80)]
 LAYOUTS = ["contiguous", "feature-major", "time-major"]
-
-
-def on(device: str, check: Callable[..., None], **arguments: Any) -> None:
-    """Run a check on the GPU here, or in the interpreter's process."""
-    if device == "cuda":
-        check(device=device, **arguments)
-    else:
-        interpreted(check, device=device, **arguments)
 
 
 def features(shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int) -> Tensor:

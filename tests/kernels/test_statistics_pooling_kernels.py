@@ -8,7 +8,6 @@ place of their CPU kernels, so that what their backward makes of incoming gradie
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,32 +17,11 @@ from unittest import mock
 import pytest
 import torch
 import triton_aot
-import triton_interpreter
+from kernel_devices import needs_compiler, on, on_each_device
 from torch import Tensor
-from triton_interpreter import interpreted
 
 from speechft import reference as R
 from speechft.reference.statistics_pooling import EPSILON
-
-needs_interpreter = pytest.mark.skipif(
-    triton_interpreter.why_not() is not None, reason=str(triton_interpreter.why_not())
-)
-needs_compiler = pytest.mark.skipif(
-    triton_aot.why_not() is not None, reason=str(triton_aot.why_not())
-)
-GPU = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(
-            not torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
-            reason="no NVIDIA GPU with triton here",
-        ),
-    ],
-)
-on_each_device = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=needs_interpreter), GPU]
-)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # (B, T, C): one of everything; tails in each dimension; whole tiles; several of them and a tail.
@@ -56,14 +34,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "scores": {"kind": "scores"},
 }
 MEANS = {torch.float32: 1e4, torch.bfloat16: 30.0, torch.float16: 300.0}
-
-
-def on(device: str, check: Callable[..., None], **arguments: Any) -> None:
-    """Run a check on the GPU here, or in the interpreter's process."""
-    if device == "cuda":
-        check(device=device, **arguments)
-    else:
-        interpreted(check, device=device, **arguments)
 
 
 @contextmanager
