@@ -7,17 +7,40 @@ see :class:`Augmentation`. Every key is a pure function of (seed, epoch, utteran
 
 from __future__ import annotations
 
+from speechft.augment.bank import ClipBank
 from speechft.augment.base import Augmentation
-from speechft.augment.compose import Compose
+from speechft.augment.compose import Compose, OneOf, SomeOf
+from speechft.augment.filters import BandDrop, HighPass, LowPass
 from speechft.augment.keys import fold_in, make_keys, randint, uniform
+from speechft.augment.noise import AddNoise, Babble
+from speechft.augment.parameters import Parameters
 from speechft.augment.pitch import Pitch
+from speechft.augment.pointwise import Clip, Gain, MuLaw, Polarity, Quantise, TimeDrop
+from speechft.augment.reverb import Reverb, RoomBank
 from speechft.augment.speed import Speed
 
 __all__ = [
+    "AddNoise",
     "Augmentation",
+    "Babble",
+    "BandDrop",
+    "Clip",
+    "ClipBank",
     "Compose",
+    "Gain",
+    "HighPass",
+    "LowPass",
+    "MuLaw",
+    "OneOf",
+    "Parameters",
     "Pitch",
+    "Polarity",
+    "Quantise",
+    "Reverb",
+    "RoomBank",
+    "SomeOf",
     "Speed",
+    "TimeDrop",
     "fold_in",
     "make_keys",
     "randint",

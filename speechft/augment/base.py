@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Union
 
 import torch
 from torch import Tensor, nn
 
-from speechft.augment.keys import check_keys, randint
+from speechft.augment.keys import check_keys, randint, uniform
+from speechft.augment.parameters import Parameters
 from speechft.backends import values_are_checked
 from speechft.errors import ArgumentError, ArgumentTypeError
 from speechft.lengths import LengthsLike, check_lengths
 
-Parameters = Union[Tensor, tuple["Parameters", ...]]
+# The stream of a key that says whether an augmentation is applied; the others are its own.
+_APPLIED = 2**32 - 1
 
 
 class Augmentation(nn.Module):
     """Base of all augmentations: ``module(waveforms, lengths, keys) -> (waveforms, lengths)``.
 
-    A subclass implements :meth:`perturb` and :meth:`parameters_for`. What holds for each of them:
+    A subclass implements :meth:`draw` and :meth:`perturb`. What holds for each of them:
 
     * The same key gives the same waveform: alone or in any batch, in any order, on any worker.
     * Padding and batch-mates mean nothing: whatever is in the padding stays there, the valid part
@@ -30,7 +31,27 @@ class Augmentation(nn.Module):
       padded size of the input; on the CPU it is the longest valid length.
     * No gradient flows to the input, and train and eval mode are the same.
     * ``torch.compile(fullgraph=True)`` works; the padded size is then the bound, as on a GPU.
+
+    Args:
+        p: the probability, for each sample, of being changed at all.
+
+    Attributes:
+        changes: which labels a clip may not keep: ``"timing"`` (labels of frames move),
+            ``"speaker"`` (it sounds like somebody else), ``"content"`` (some of it is gone).
+
+    Raises:
+        ArgumentError: ``p`` is not from 0 to 1.
     """
+
+    changes: frozenset[str] = frozenset()
+    skipped: Tensor
+
+    def __init__(self, *, p: float = 1.0) -> None:
+        super().__init__()
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+            raise ArgumentError("p", f"wants a probability, 0 to 1, got {p!r}")
+        self.p = float(p)
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(
         self, waveforms: Tensor, lengths: LengthsLike | None, keys: Tensor
@@ -52,51 +73,116 @@ class Augmentation(nn.Module):
             LengthError: a length outside 1..T.
         """
         valid_lengths, keys = check_batch(waveforms, lengths, keys)
+        return self._run(waveforms, valid_lengths, self.parameters_for(keys))
+
+    def replay(
+        self, waveforms: Tensor, lengths: LengthsLike | None, parameters: Parameters
+    ) -> tuple[Tensor, Tensor]:
+        """Perturb each sample as ``parameters`` say: of :meth:`parameters_for`, or changed.
+
+        ``module.replay(x, lengths, module.parameters_for(keys))`` is ``module(x, lengths, keys)``.
+        """
+        valid_lengths = check_waveforms(waveforms, lengths)
+        if len(parameters) not in (0, len(waveforms)):
+            raise ArgumentError(
+                "parameters",
+                f"wants those of {len(waveforms)} samples, got those of {len(parameters)}",
+            )
+        return self._run(waveforms, valid_lengths, parameters.to(waveforms.device))
+
+    def _run(
+        self, waveforms: Tensor, lengths: Tensor, parameters: Parameters
+    ) -> tuple[Tensor, Tensor]:
         dtype = waveforms.dtype
         with torch.no_grad(), torch.autocast(waveforms.device.type, enabled=False):
             clean = waveforms.detach().to(torch.promote_types(dtype, torch.float32))
-            clean = zero_padding(clean, valid_lengths)
             if values_are_checked(clean):
-                _check_finite(clean)
-            perturbed, lengths_after = self.perturb(clean, valid_lengths, keys)
+                check_finite(clean, lengths)
+            perturbed, lengths_after = self.perturb(clean, lengths, parameters)
         return perturbed.to(dtype), lengths_after
 
-    def perturb(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def parameters_for(self, keys: Tensor) -> Parameters:
+        """What these keys (B,) draw, on their device."""
+        check_keys(keys, "keys")
+        values = self.draw(keys)
+        if self.p == 1:
+            applied = torch.ones_like(keys, dtype=torch.bool)
+        else:
+            applied = uniform(keys, _APPLIED, 1, dtype=torch.float64)[:, 0] < self.p
+        return Parameters({"applied": applied, **values})
+
+    def draw(self, keys: Tensor) -> dict[str, Tensor]:
+        """The values that these keys draw, a row a sample."""
+        raise NotImplementedError
+
+    def perturb(
+        self, waveforms: Tensor, lengths: Tensor, parameters: Parameters
+    ) -> tuple[Tensor, Tensor]:
         """The perturbation itself, on checked float32 or float64 waveforms.
 
-        Their padding is zero, and so must be the padding of the result. They are not to be written
-        to: they may be the caller's own.
+        They are not to be written to: they may be the caller's own. What is in their padding is
+        not to be read; the padding of the result must be zero. Samples where
+        ``parameters["applied"]`` is False pass with their bits unchanged.
         """
         raise NotImplementedError
 
-    def parameters_for(self, keys: Tensor) -> Parameters:
-        """What these keys draw, one row a sample: to follow with labels, to log, to replay."""
-        raise NotImplementedError
+    def count_skipped(self, skipped: Tensor) -> None:
+        """Add to :attr:`skipped` the samples that could not be changed as drawn, and why not.
+
+        Read it when the run ends; reading a number on a GPU waits for it.
+        """
+        if self.skipped.device != skipped.device:  # a module that was not moved with the waveforms
+            self.skipped = self.skipped.to(skipped.device)
+        self.skipped += skipped.sum()
+
+    def flatten(self, parameters: Parameters) -> list[tuple[Augmentation, Parameters]]:
+        """What is done one after another, compositions taken apart."""
+        return [(self, parameters)]
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return "" if self.p == 1 else f"p={self.p:g}"
 
 
 class KeyedChoice(Augmentation):
     """An augmentation that draws one of a few values for each sample, each as likely."""
 
     values: tuple[float, ...]
+    drawn: str
 
-    def parameters_for(self, keys: Tensor) -> Tensor:
+    def draw(self, keys: Tensor) -> dict[str, Tensor]:
         """The value each key draws: float64 of shape (B,), on the device of ``keys``."""
-        index = self.choices_for(keys)
+        index = randint(keys, 0, 1, high=len(self.values))[:, 0]
         drawn = torch.zeros_like(index, dtype=torch.float64)
         for number, value in enumerate(self.values):
             drawn = drawn.masked_fill(index == number, value)
-        return drawn
+        return {self.drawn: drawn}
 
-    def choices_for(self, keys: Tensor) -> Tensor:
-        """The index into the values that each key draws: int64 of shape (B,)."""
-        check_keys(keys, "keys")
-        return randint(keys, 0, 1, high=len(self.values))[:, 0]
+    def choices_of(self, parameters: Parameters) -> Tensor:
+        """The index of the value nearest to each one drawn, int64 (B,); -1: not applied."""
+        values = parameters[self.drawn]
+        index = torch.zeros_like(values, dtype=torch.int64)
+        nearest = (values - self.values[0]).abs()
+        for number, value in enumerate(self.values):
+            distance = (values - value).abs()
+            index = index.masked_fill(distance < nearest, number)
+            nearest = torch.minimum(nearest, distance)
+        return index.masked_fill(~parameters["applied"], -1)
 
 
 def check_batch(
     waveforms: Tensor, lengths: LengthsLike | None, keys: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The door check; gives lengths and keys on the device of the waveforms."""
+    values = check_waveforms(waveforms, lengths)
+    check_keys(keys, "keys")
+    if keys.shape != (len(waveforms),):
+        raise ArgumentError("keys", f"wants shape ({len(waveforms)},), got {tuple(keys.shape)}")
+    return values, keys.to(waveforms.device, non_blocking=True)
+
+
+def check_waveforms(waveforms: Tensor, lengths: LengthsLike | None) -> Tensor:
+    """Waveforms (B, T) are floats; gives their lengths on their device."""
     if not isinstance(waveforms, Tensor) or not waveforms.is_floating_point():
         got = waveforms.dtype if isinstance(waveforms, Tensor) else type(waveforms).__name__
         raise ArgumentTypeError(
@@ -107,15 +193,12 @@ def check_batch(
             "waveforms", f"wants shape (B, T) with B, T >= 1, got {tuple(waveforms.shape)}"
         )
     batch, steps = waveforms.shape
-    check_keys(keys, "keys")
-    if keys.shape != (batch,):
-        raise ArgumentError("keys", f"wants shape ({batch},), got {tuple(keys.shape)}")
     values = check_lengths(
         lengths, batch=batch, steps=steps, device=waveforms.device, argument="lengths"
     )
     if values is None:
         values = torch.full((batch,), steps, device=waveforms.device)
-    return values, keys.to(waveforms.device, non_blocking=True)
+    return values
 
 
 def check_choices(values: object, argument: str) -> tuple[float, ...]:
@@ -164,6 +247,8 @@ def per_sample(
 ) -> Tensor:
     """On the CPU: ``function(waveform (1, n), n_after, choice)`` for each sample, into one batch.
 
+    A sample whose choice is -1 passes as it is.
+
     One sample at a time is the fastest way there is on a CPU: what it needs stays in the cache,
     no work is spent on padding, and the time to start an op is nothing beside it. It also makes
     the result independent of the batch by construction.
@@ -171,16 +256,19 @@ def per_sample(
     after = lengths_after.tolist()
     result = waveforms.new_zeros(len(after), max(after))
     for row, (before, choice) in enumerate(zip(lengths.tolist(), choices.tolist(), strict=True)):
-        perturbed = function(waveforms[row : row + 1, :before], after[row], choice)
-        result[row, : after[row]] = perturbed[0]
+        clip = waveforms[row : row + 1, :before]
+        result[row, : after[row]] = (function(clip, after[row], choice) if choice >= 0 else clip)[0]
     return result
 
 
-def _check_finite(waveforms: Tensor) -> None:
-    # A sum is several times as fast to take, and finite unless something is wrong or enormous.
-    if bool(waveforms.sum(dim=1).isfinite().all()):
-        return
-    finite = waveforms.isfinite().all(dim=1)
+def check_finite(waveforms: Tensor, lengths: Tensor) -> None:
+    """Raise where a valid sample is NaN or infinite."""
+    if waveforms.device.type == "cpu":
+        sums = [row[:length].sum() for row, length in zip(waveforms, lengths.tolist(), strict=True)]
+        # A sum is several times as fast to take, and finite unless something is wrong or enormous.
+        if bool(torch.stack(sums).isfinite().all()):
+            return
+    finite = zero_padding(waveforms, lengths).isfinite().all(dim=1)
     if not bool(finite.all()):
         where = int((~finite).nonzero()[0, 0])
         raise ArgumentError(

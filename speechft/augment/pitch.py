@@ -14,6 +14,7 @@ from speechft.augment.base import (
     values_are_at_hand,
     zero_padding,
 )
+from speechft.augment.parameters import Parameters
 from speechft.augment.resample import nearest_fraction, resample, resampled_length
 from speechft.augment.vocoder import stretch
 from speechft.errors import ArgumentError
@@ -42,6 +43,7 @@ class Pitch(KeyedChoice):
 
     Args:
         semitones: from -24 to 24, whole or not.
+        p: the probability of a sample to be changed at all.
 
     Shapes: waveforms (B, T) to (B, T'), with every length as it was; T' is the longest valid
     length on the CPU, and T on a GPU, where lengths are not looked at.
@@ -51,8 +53,11 @@ class Pitch(KeyedChoice):
         ArgumentError: ``semitones`` is empty or out of range.
     """
 
-    def __init__(self, semitones: Sequence[float] = (-2, 2)) -> None:
-        super().__init__()
+    changes = frozenset({"speaker"})
+    drawn = "semitones"
+
+    def __init__(self, semitones: Sequence[float] = (-2, 2), *, p: float = 1.0) -> None:
+        super().__init__(p=p)
         self.semitones = check_choices(semitones, "semitones")
         for shift in self.semitones:
             if abs(shift) > MOST_SEMITONES:
@@ -67,12 +72,15 @@ class Pitch(KeyedChoice):
         self._slowest = min(self._inverses)
         self.values = self.semitones
 
-    def perturb(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def perturb(
+        self, waveforms: Tensor, lengths: Tensor, parameters: Parameters
+    ) -> tuple[Tensor, Tensor]:
         """See :class:`Augmentation`."""
-        choices = self.choices_for(keys)
+        choices = self.choices_of(parameters)
         if values_are_at_hand(waveforms):
             return per_sample(waveforms, lengths, lengths, choices, self._shift), lengths
         steps = waveforms.shape[1]
+        waveforms = zero_padding(waveforms, lengths)
         numerator, denominator = torch.ones_like(choices), torch.ones_like(choices)
         for number, fraction in enumerate(self.fractions):
             numerator = numerator.masked_fill(choices == number, fraction.numerator)
@@ -99,5 +107,5 @@ class Pitch(KeyedChoice):
         return resample(stretched, fraction, zero_crossings=_ZERO_CROSSINGS)[:, :steps]
 
     def extra_repr(self) -> str:
-        """The semitones."""
-        return f"semitones={self.semitones}"
+        """The arguments."""
+        return ", ".join(filter(None, (f"semitones={self.semitones}", super().extra_repr())))

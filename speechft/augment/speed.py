@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as torch_functional
@@ -15,6 +16,7 @@ from speechft.augment.base import (
     values_are_at_hand,
     zero_padding,
 )
+from speechft.augment.parameters import Parameters
 from speechft.augment.resample import nearest_fraction, resample, resampled_length
 from speechft.errors import ArgumentError
 
@@ -33,11 +35,12 @@ class Speed(KeyedChoice):
     Args:
         factors: speeds from 0.1 to 10. Each is held to the nearest fraction with a denominator of
             at most 100, which is exact for any number of hundredths; ``values`` has them.
+        p: the probability of a sample to be changed at all.
         zero_crossings: half-length of the resampling filter in samples at the lower rate. With 32
             the lower 89 % of the lower band pass unchanged, 60 dB above what should not be there.
 
     Shapes: waveforms (B, T) to (B, T'), where T' is the longest valid length on the CPU, and
-    ``ceil(T / min(factors))`` on a GPU, where lengths are not looked at.
+    ``ceil(T / min(1, *factors))`` on a GPU, where lengths are not looked at.
 
     Raises:
         ArgumentTypeError: ``factors`` is not a list or tuple of numbers.
@@ -50,10 +53,17 @@ class Speed(KeyedChoice):
     tensor([100,  50])
     """
 
+    changes = frozenset({"timing", "speaker"})
+    drawn = "factor"
+
     def __init__(
-        self, factors: Sequence[float] = (0.9, 1.0, 1.1), *, zero_crossings: int = 32
+        self,
+        factors: Sequence[float] = (0.9, 1.0, 1.1),
+        *,
+        zero_crossings: int = 32,
+        p: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(p=p)
         self.factors = check_choices(factors, "factors")
         for factor in self.factors:
             if not SLOWEST <= factor <= FASTEST:
@@ -67,9 +77,11 @@ class Speed(KeyedChoice):
         self._slowest = min(self.fractions)
         self.values = tuple(float(fraction) for fraction in self.fractions)
 
-    def perturb(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def perturb(
+        self, waveforms: Tensor, lengths: Tensor, parameters: Parameters
+    ) -> tuple[Tensor, Tensor]:
         """See :class:`Augmentation`."""
-        choices = self.choices_for(keys)
+        choices = self.choices_of(parameters)
         lengths_after = lengths
         for number, fraction in enumerate(self.fractions):
             lengths_after = torch.where(
@@ -77,8 +89,10 @@ class Speed(KeyedChoice):
             )
         if values_are_at_hand(waveforms):
             return per_sample(waveforms, lengths, lengths_after, choices, self._play), lengths_after
-        longest = resampled_length(waveforms.shape[1], self._slowest)
-        result = waveforms.new_zeros(waveforms.shape[0], longest)
+        steps = waveforms.shape[1]
+        longest = resampled_length(steps, min(self._slowest, Fraction(1)))
+        waveforms = zero_padding(waveforms, lengths)
+        result = torch_functional.pad(waveforms, (0, longest - steps))
         for number, fraction in enumerate(self.fractions):
             played = resample(waveforms, fraction, zero_crossings=self.zero_crossings)
             played = torch_functional.pad(played, (0, longest - played.shape[1]))
@@ -89,5 +103,14 @@ class Speed(KeyedChoice):
         return resample(waveform, self.fractions[choice], zero_crossings=self.zero_crossings)
 
     def extra_repr(self) -> str:
-        """The factors and the filter's length."""
-        return f"factors={self.factors}, zero_crossings={self.zero_crossings}"
+        """The arguments."""
+        return ", ".join(
+            filter(
+                None,
+                (
+                    f"factors={self.factors}",
+                    f"zero_crossings={self.zero_crossings}",
+                    super().extra_repr(),
+                ),
+            )
+        )

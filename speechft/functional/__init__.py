@@ -3,6 +3,7 @@
 from speechft.functional.attentive_statistics_pooling import attentive_statistics_pooling
 from speechft.functional.barlow_twins import barlow_twins
 from speechft.functional.codes import code_perplexity, me_max, mean_entropy
+from speechft.functional.convolve import convolve
 from speechft.functional.dino import dino, dino_terms
 from speechft.functional.info_nce import info_nce
 from speechft.functional.koleo import koleo
@@ -10,6 +11,7 @@ from speechft.functional.mean_pooling import max_pooling, mean_pooling
 from speechft.functional.nt_xent import nt_xent
 from speechft.functional.orthogonality import orthogonality
 from speechft.functional.pairwise_lse import pairwise_lse
+from speechft.functional.pointwise import pointwise
 from speechft.functional.sinkhorn import sinkhorn, sinkhorn_center
 from speechft.functional.soft_dtw import soft_dtw, soft_dtw_from_cost
 from speechft.functional.statistics_pooling import statistics_pooling
@@ -22,6 +24,7 @@ __all__ = [
     "attentive_statistics_pooling",
     "barlow_twins",
     "code_perplexity",
+    "convolve",
     "dino",
     "dino_terms",
     "info_nce",
@@ -33,6 +36,7 @@ __all__ = [
     "nt_xent",
     "orthogonality",
     "pairwise_lse",
+    "pointwise",
     "sinkhorn",
     "sinkhorn_center",
     "soft_dtw",

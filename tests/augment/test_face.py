@@ -201,7 +201,7 @@ def test_lengths_in_every_form(augmentation: Augmentation) -> None:
     [(Speed((0.85, 0.9, 1.0, 1.1, 1.15)), 5), (Pitch((-2, 2)), 2), (Speed((1.0,)), 1)],
 )
 def test_choices_are_equally_likely(module: Speed | Pitch, values: int) -> None:
-    drawn = module.parameters_for(make_keys(0, 0, torch.arange(10000)))
+    drawn = module.parameters_for(make_keys(0, 0, torch.arange(10000)))[module.drawn]
     assert drawn.dtype == torch.float64
     found, counts = drawn.unique(return_counts=True)
     assert found.tolist() == sorted(module.values)
@@ -215,17 +215,18 @@ def test_parameters_are_what_was_done() -> None:
     x, lengths, keys = batch()
     speed = Speed((0.8, 1.25))
     _, after = speed(x, lengths, keys)
-    expected = torch.ceil(lengths / speed.parameters_for(keys)).long()
+    expected = torch.ceil(lengths / speed.parameters_for(keys)["factor"]).long()
     assert torch.equal(after, expected)
-    assert speed.parameters_for(keys).unique().numel() == 2
+    assert speed.parameters_for(keys)["factor"].unique().numel() == 2
 
 
 def test_members_of_a_compose_draw_for_themselves() -> None:
     keys = make_keys(0, 0, torch.arange(5000))
-    first, second, (third,) = Compose([Pitch(), Pitch(), Compose([Pitch()])]).parameters_for(keys)
+    drawn = Compose([Pitch(), Pitch(), Compose([Pitch()])]).parameters_for(keys).flat()
+    first, second, third = (drawn[f"{name}.semitones"] for name in ("0", "1", "2.0"))
     for a, b in ((first, second), (first, third), (second, third)):
         assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 5 / 5000**0.5
-    assert torch.equal(first, Pitch().parameters_for(fold_in(keys, 0)))
+    assert torch.equal(first, Pitch().parameters_for(fold_in(keys, 0))["semitones"])
 
 
 def test_a_compose_is_its_members_in_order() -> None:

@@ -1,0 +1,89 @@
+"""What an augmentation draws: named values, a row a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from speechft.errors import ArgumentError
+
+
+class Parameters:
+    """What keys draw: to follow with labels, to log, to change, to replay.
+
+    ``parameters["snr"]`` is a tensor with a row for each sample. ``parameters["applied"]`` (B,) is
+    there for all but a :class:`~speechft.augment.Compose`: a sample where it is False passes
+    unchanged. ``parameters.members`` are those of the members of a composition, in order.
+
+    Positions in time are drawn as shares of what is possible, so that parameters depend on keys
+    alone and not on the waveforms.
+
+    Args:
+        values: tensors of shape (B, ...), by name.
+        members: of a composition.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], members: tuple[Parameters, ...] = ()) -> None:
+        self.values = dict(values)
+        self.members = members
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def __len__(self) -> int:
+        """Samples."""
+        for tensor in self.values.values():
+            return len(tensor)
+        return len(self.members[0]) if self.members else 0
+
+    def replace(self, **values: Tensor) -> Parameters:
+        """The same with other values under some names.
+
+        Raises:
+            ArgumentError: a name that is not there, or another shape.
+        """
+        for name, tensor in values.items():
+            if name not in self.values:
+                raise ArgumentError(name, f"is not drawn here; there are {', '.join(self.values)}")
+            if tensor.shape != self.values[name].shape:
+                raise ArgumentError(
+                    name,
+                    f"wants shape {tuple(self.values[name].shape)}, got {tuple(tensor.shape)}",
+                )
+        return Parameters({**self.values, **values}, self.members)
+
+    def rows(self, index: Tensor | slice) -> Parameters:
+        """Those of some samples: a slice, or int64 positions."""
+        return Parameters(
+            {name: tensor[index] for name, tensor in self.values.items()},
+            tuple(member.rows(index) for member in self.members),
+        )
+
+    def to(self, device: torch.device | str) -> Parameters:
+        """The same on a device, without waiting for it."""
+        return Parameters(
+            {name: tensor.to(device, non_blocking=True) for name, tensor in self.values.items()},
+            tuple(member.to(device) for member in self.members),
+        )
+
+    def only_where(self, mask: Tensor) -> Parameters:
+        """Not applied outside of ``mask`` (B,)."""
+        values = self.values
+        if "applied" in values:
+            values = {**values, "applied": values["applied"] & mask}
+        return Parameters(values, tuple(member.only_where(mask) for member in self.members))
+
+    def flat(self, prefix: str = "") -> dict[str, Tensor]:
+        """All values by dotted names, such as ``1.snr`` for the second member's."""
+        found = {prefix + name: tensor for name, tensor in self.values.items()}
+        for position, member in enumerate(self.members):
+            found.update(member.flat(f"{prefix}{position}."))
+        return found
+
+    def __repr__(self) -> str:
+        return f"Parameters({', '.join(f'{k}={tuple(v.shape)}' for k, v in self.flat().items())})"
