@@ -11,6 +11,8 @@
 #include "cpu/instruction_set.h"
 #include "cpu/pages.h"
 #include "cpu/pairwise_lse.h"
+#include "cpu/philox.h"
+#include "cpu/pointwise.h"
 #include "cpu/pooling.h"
 #include "cpu/soft_dtw.h"
 #include "cpu/softmax.h"
@@ -133,6 +135,59 @@ PYBIND11_MODULE(_C, module) {
       },
       py::arg("tile"), py::arg("rows"), py::arg("columns"), py::arg("own"), py::arg("threads"),
       "The gradient by the logits of a tile, in place.");
+
+  module.def(
+      "philox",
+      [](uintptr_t keys, int64_t n, uint32_t first, int64_t blocks, uint32_t stream, uint32_t use,
+         uintptr_t words) {
+        speechft::cpu::philox(pointer<const int64_t>(keys), n, first, blocks, stream, use,
+                              pointer<int64_t>(words));
+      },
+      "Random words of keys; see csrc/cpu/philox.h.");
+
+  using speechft::cpu::PointwiseKind;
+  using speechft::cpu::PointwiseStep;
+  py::enum_<PointwiseKind>(module, "PointwiseKind")
+      .value("scale", PointwiseKind::scale)
+      .value("clip", PointwiseKind::clip)
+      .value("mix", PointwiseKind::mix)
+      .value("silence", PointwiseKind::silence)
+      .value("quantise", PointwiseKind::quantise)
+      .value("mu_law", PointwiseKind::mu_law);
+  py::class_<PointwiseStep>(module, "PointwiseStep", "See csrc/cpu/pointwise.h. 0 is null.")
+      .def(py::init([](PointwiseKind kind, uintptr_t value, uintptr_t first, uintptr_t second,
+                       int64_t count, uintptr_t samples, bool short_samples, uintptr_t offsets,
+                       uintptr_t counts, uintptr_t levels) {
+             return PointwiseStep{kind,
+                                  pointer<const float>(value),
+                                  pointer<const int64_t>(first),
+                                  pointer<const int64_t>(second),
+                                  count,
+                                  pointer<const void>(samples),
+                                  short_samples,
+                                  pointer<const int64_t>(offsets),
+                                  pointer<const int64_t>(counts),
+                                  pointer<const float>(levels)};
+           }),
+           py::arg("kind"), py::kw_only(), py::arg("value") = 0, py::arg("first") = 0,
+           py::arg("second") = 0, py::arg("count") = 1, py::arg("samples") = 0,
+           py::arg("short_samples") = false, py::arg("offsets") = 0, py::arg("counts") = 0,
+           py::arg("levels") = 0);
+  module.def(
+      "pointwise",
+      [](uintptr_t x, int64_t x_stride, uintptr_t y, int64_t batch, int64_t width,
+         uintptr_t lengths, const std::vector<PointwiseStep>& steps, uintptr_t skipped,
+         int64_t mixes, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::pointwise({pointer<const float>(x), x_stride, pointer<float>(y), batch,
+                                  width, pointer<const int64_t>(lengths), steps.data(),
+                                  static_cast<int64_t>(steps.size()), pointer<bool>(skipped),
+                                  mixes},
+                                 threads);
+      },
+      py::kw_only(), py::arg("x"), py::arg("x_stride"), py::arg("y"), py::arg("batch"),
+      py::arg("width"), py::arg("lengths"), py::arg("steps"), py::arg("skipped"),
+      py::arg("mixes"), py::arg("threads"), "Steps on each sample of waveforms, in one go.");
 
   using speechft::cpu::PoolingBatch;
   using speechft::cpu::PoolingGradient;

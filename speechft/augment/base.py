@@ -61,7 +61,8 @@ class Augmentation(nn.Module):
         Args:
             waveforms: floats of shape (B, T).
             lengths: valid samples of each, of shape (B,); None where all T are.
-            keys: int64 of shape (B,), one a sample; see :func:`~speechft.augment.make_keys`.
+            keys: int64 of shape (B,), one a sample; see :func:`~speechft.augment.make_keys`. They
+                may be on the host while waveforms are on a GPU, which is fastest.
 
         Returns:
             The perturbed waveforms (B, T') and their lengths, int64 of shape (B,).
@@ -72,8 +73,13 @@ class Augmentation(nn.Module):
                 CPU, and on a GPU inside :func:`speechft.checked`).
             LengthError: a length outside 1..T.
         """
-        valid_lengths, keys = check_batch(waveforms, lengths, keys)
-        return self._run(waveforms, valid_lengths, self.parameters_for(keys))
+        valid_lengths = check_waveforms(waveforms, lengths)
+        check_keys(keys, "keys")
+        if keys.shape != (len(waveforms),):
+            raise ArgumentError("keys", f"wants shape ({len(waveforms)},), got {tuple(keys.shape)}")
+        # Drawn where the keys are: on the host, a moment before the GPU wants it, where they are.
+        drawn = self.parameters_for(keys).to(waveforms.device)
+        return self._run(waveforms, valid_lengths, drawn)
 
     def replay(
         self, waveforms: Tensor, lengths: LengthsLike | None, parameters: Parameters
@@ -168,17 +174,6 @@ class KeyedChoice(Augmentation):
             index = index.masked_fill(distance < nearest, number)
             nearest = torch.minimum(nearest, distance)
         return index.masked_fill(~parameters["applied"], -1)
-
-
-def check_batch(
-    waveforms: Tensor, lengths: LengthsLike | None, keys: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The door check; gives lengths and keys on the device of the waveforms."""
-    values = check_waveforms(waveforms, lengths)
-    check_keys(keys, "keys")
-    if keys.shape != (len(waveforms),):
-        raise ArgumentError("keys", f"wants shape ({len(waveforms)},), got {tuple(keys.shape)}")
-    return values, keys.to(waveforms.device, non_blocking=True)
 
 
 def check_waveforms(waveforms: Tensor, lengths: LengthsLike | None) -> Tensor:

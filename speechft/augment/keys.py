@@ -13,9 +13,12 @@ True
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from speechft.backends import compiled_module
 from speechft.errors import ArgumentError, ArgumentTypeError
 
 _WORD = 0xFFFFFFFF
@@ -62,6 +65,9 @@ def fold_in(keys: Tensor, number: int) -> Tensor:
     """
     check_keys(keys, "keys")
     _check_word(number, "number")
+    at_once = _words_on_cpu(keys, number, 1, 0, _FOLD)
+    if at_once is not None:
+        return _join(at_once[:, 0], at_once[:, 1]).view_as(keys)
     zero = torch.zeros_like(keys)
     words = philox((zero + number, zero, zero, zero + _FOLD), _halves(keys))
     return _join(words[0], words[1])
@@ -126,6 +132,9 @@ def random_words(keys: Tensor, stream: int, count: int) -> Tensor:
     _check_word(stream, "stream")
     if count < 1:
         raise ArgumentError("count", f"wants at least 1, got {count}")
+    at_once = _words_on_cpu(keys, 0, (count + 3) // 4, stream, _DRAW)
+    if at_once is not None:
+        return at_once[:, :count]
     low, high = _halves(keys[:, None])
     block = torch.arange((count + 3) // 4, device=keys.device).expand(keys.shape[0], -1)
     zero = torch.zeros_like(block)
@@ -152,6 +161,25 @@ def philox(
         c1, c3 = product1 & _WORD, product0 & _WORD
         k0, k1 = k0 + _WEYL[0] & _WORD, k1 + _WEYL[1] & _WORD
     return c0, c1, c2, c3
+
+
+def _words_on_cpu(keys: Tensor, first: int, blocks: int, stream: int, use: int) -> Tensor | None:
+    """The words (B, 4 blocks) at counters ``(first + i, stream, 0, use)``, in one call.
+
+    None where they are to be made by :func:`philox`, in some two hundred small ops.
+    """
+    module: Any = compiled_module()
+    if (
+        keys.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or type(keys) is not Tensor  # a tracer's, which has no memory
+        or not hasattr(module, "philox")
+    ):
+        return None
+    keys = keys.contiguous()
+    words = torch.empty((keys.numel(), 4 * blocks), dtype=torch.int64)
+    module.philox(keys.data_ptr(), len(words), first, blocks, stream, use, words.data_ptr())
+    return words
 
 
 def check_keys(keys: Tensor, argument: str) -> None:

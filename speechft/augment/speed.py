@@ -74,7 +74,7 @@ class Speed(KeyedChoice):
             raise ArgumentError("zero_crossings", f"wants at least 4, got {zero_crossings}")
         self.zero_crossings = zero_crossings
         self.fractions = tuple(nearest_fraction(factor) for factor in self.factors)
-        self._slowest = min(self.fractions)
+        self._slowest = min(*self.fractions, Fraction(1))
         self.values = tuple(float(fraction) for fraction in self.fractions)
 
     def perturb(
@@ -90,7 +90,7 @@ class Speed(KeyedChoice):
         if values_are_at_hand(waveforms):
             return per_sample(waveforms, lengths, lengths_after, choices, self._play), lengths_after
         steps = waveforms.shape[1]
-        longest = resampled_length(steps, min(self._slowest, Fraction(1)))
+        longest = resampled_length(steps, self._slowest)
         waveforms = zero_padding(waveforms, lengths)
         result = torch_functional.pad(waveforms, (0, longest - steps))
         for number, fraction in enumerate(self.fractions):

@@ -59,6 +59,7 @@ def pointwise(
         lengths=lengths.data_ptr(),
         steps=made,
         skipped=skipped.data_ptr(),
+        mixes=mixes,
         threads=torch.get_num_threads(),
     )
     return result, skipped
