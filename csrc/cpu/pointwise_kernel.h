@@ -194,8 +194,8 @@ void process_row(const PointwiseBatch& b, int64_t row) {
   for (size_t first = 0;;) {
     size_t end = first;
     bool mixed = false;
-    while (end < steps.size() && !steps[end].needs_level)
-      mixed = mixed || steps[end++].kind == PointwiseKind::mix;
+    for (; end < steps.size() && !steps[end].needs_level; ++end)
+      mixed = mixed || steps[end].kind == PointwiseKind::mix;
     const bool last = end == steps.size();
     const bool keep = last || mixed;
     double of_x = 0.0, of_noise = 0.0;
