@@ -7,9 +7,11 @@ see :class:`Augmentation`. Every key is a pure function of (seed, epoch, utteran
 
 from __future__ import annotations
 
+from speechft.augment.adapters import AugmentingCollate, Stateful
 from speechft.augment.bank import ClipBank
 from speechft.augment.base import Augmentation
 from speechft.augment.compose import Compose, OneOf, SomeOf
+from speechft.augment.crop import MultiCrop, RandomCrop
 from speechft.augment.filters import BandDrop, HighPass, LowPass
 from speechft.augment.keys import fold_in, make_keys, randint, uniform
 from speechft.augment.noise import AddNoise, Babble
@@ -17,11 +19,13 @@ from speechft.augment.parameters import Parameters
 from speechft.augment.pitch import Pitch
 from speechft.augment.pointwise import Clip, Gain, MuLaw, Polarity, Quantise, TimeDrop
 from speechft.augment.reverb import Reverb, RoomBank
+from speechft.augment.spec_augment import SpecAugment
 from speechft.augment.speed import Speed
 
 __all__ = [
     "AddNoise",
     "Augmentation",
+    "AugmentingCollate",
     "Babble",
     "BandDrop",
     "Clip",
@@ -31,15 +35,19 @@ __all__ = [
     "HighPass",
     "LowPass",
     "MuLaw",
+    "MultiCrop",
     "OneOf",
     "Parameters",
     "Pitch",
     "Polarity",
     "Quantise",
+    "RandomCrop",
     "Reverb",
     "RoomBank",
     "SomeOf",
+    "SpecAugment",
     "Speed",
+    "Stateful",
     "TimeDrop",
     "fold_in",
     "make_keys",

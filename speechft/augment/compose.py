@@ -52,6 +52,8 @@ class Composition(Augmentation):
         own = super().parameters_for(keys)
         applied = own.values.pop("applied")
         chosen = own.values.pop("chosen", None)
+        if self.p == 1 and chosen is None:
+            return Parameters(own.values, members)
         kept = tuple(
             member.only_where(applied if chosen is None else applied & chosen[:, position])
             for position, member in enumerate(members)

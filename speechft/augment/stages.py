@@ -7,8 +7,6 @@ Two kinds have mathematics that neighbours share. What is done to each sample of
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import torch
 from torch import Tensor
 
@@ -79,9 +77,9 @@ def plan(steps: Planned) -> list[Planned]:
 
 def run_stages(steps: Planned, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Do what the list says, a stage at a time."""
+    if values_are_at_hand(waveforms):
+        waveforms = waveforms[:, : int(lengths.max())]
     if not steps:
-        if values_are_at_hand(waveforms):
-            waveforms = waveforms[:, : int(lengths.max())]
         return zero_padding(waveforms, lengths), lengths
     for stage in plan(steps):
         kind = _kind(stage[0][0])
@@ -103,16 +101,16 @@ def _kind(augmentation: Augmentation) -> type[Augmentation] | None:
 
 
 def _run_pointwise(stage: Planned, waveforms: Tensor, lengths: Tensor) -> Tensor:
-    made: list[tuple[Augmentation, PointwiseStep]] = []
+    made: list[PointwiseStep] = []
+    owners: list[Augmentation] = []  # of the steps that may be skipped
     for augmentation, drawn in stage:
         assert isinstance(augmentation, Pointwise)
-        made += [(augmentation, step) for step in augmentation.steps(waveforms, lengths, drawn)]
-    result, skipped = F.pointwise(waveforms, lengths, [step for _, step in made])
-    columns = iter(skipped.unbind(dim=1))
-    for augmentation, group in groupby(made, key=lambda pair: pair[0]):
-        count = sum(1 for _, step in group if step.may_skip)
-        for _ in range(count):
-            augmentation.count_skipped(next(columns))
+        here = augmentation.steps(waveforms, lengths, drawn)
+        made += here
+        owners += [augmentation for step in here if step.may_skip]
+    result, skipped = F.pointwise(waveforms, lengths, made)
+    for column, owner in enumerate(owners):
+        owner.count_skipped(skipped[:, column])
     return result
 
 

@@ -94,7 +94,10 @@ def _overlap_save(
         ):
             one = waveforms[row : row + 1, :length]
             if here:
-                spectrum = _spectrum([r[row : row + 1] for r, _ in responses], block, dtype)
+                # Twice: libraries take another way for one transform alone, whose last bit depends
+                # on the number of threads.
+                filters = [r[row : row + 1].expand(2, -1) for r, _ in responses]
+                spectrum = _spectrum(filters, block, dtype)[:1]
                 one = _filtered(one.to(dtype), spectrum, block, taps, delay)[:, delay:]
             result[row, :length] = one[0, :length]
         return result
@@ -125,7 +128,7 @@ def _filtered(x: Tensor, spectrum: Tensor, block: int, taps: int, more: int) -> 
     """The convolution from time 0, ``more`` samples longer than ``x``."""
     batch, width = x.shape
     kept = block - taps + 1
-    count = -(-(width + more) // kept)
+    count = max(2, -(-(width + more) // kept))  # never one alone; see above
     padded = torch_functional.pad(x, (taps - 1, count * kept - width))
     blocks = padded.as_strided((batch, count, block), (padded.shape[1], kept, 1))
     product = torch.fft.rfft(blocks).mul_(spectrum[:, None])

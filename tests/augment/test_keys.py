@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechft import backends
 from speechft.augment import fold_in, make_keys, randint, uniform
+from speechft.augment import keys as keys_module
 from speechft.augment.keys import philox, random_words
 from speechft.errors import ArgumentError, ArgumentTypeError
 
@@ -142,3 +144,16 @@ def test_bad_arguments_are_named() -> None:
         fold_in(keys, 2**32)
     with pytest.raises(ArgumentTypeError, match="dtype: wants"):
         uniform(keys, 0, 1, dtype=torch.float16)
+
+
+@pytest.mark.skipif(backends.compiled_module() is None, reason="the compiled module is not here")
+def test_one_call_gives_the_words_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = make_keys(3, 1, torch.arange(40))[::2]
+
+    def drawn() -> list[torch.Tensor]:
+        return [random_words(keys, 2**32 - 1, 9), random_words(keys, 0, 1), fold_in(keys, 2**31)]
+
+    at_once = drawn()
+    monkeypatch.setattr(keys_module, "compiled_module", lambda: None)
+    for one, other in zip(at_once, drawn(), strict=True):
+        assert torch.equal(one, other)

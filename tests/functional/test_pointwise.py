@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from contract import name_of, providers, running_on
 from torch import Tensor
 
 import speechft
@@ -23,8 +24,6 @@ from speechft.functional.pointwise import (
     Scale,
     Silence,
 )
-
-from contract import name_of, providers, running_on
 
 PROVIDERS = providers("pointwise")
 KINDS = ("scale", "clip", "mix", "long mix", "silence", "quantise", "mu_law")
@@ -278,9 +277,9 @@ def test_bad_arguments_are_named() -> None:
         F.pointwise(x.long(), None, [])
     with pytest.raises(LengthError, match="lengths"):
         F.pointwise(x, [11, 1], [])
-    with pytest.raises(ArgumentTypeError, match="steps: wants steps .* got int at position 1"):
+    with pytest.raises(ArgumentTypeError, match=r"steps: wants steps .* got int at position 1"):
         F.pointwise(x, None, [Scale(torch.ones(2)), 3])  # type: ignore[list-item]
-    with pytest.raises(ArgumentError, match="step 0, Scale.factor: wants 2 rows, got 3"):
+    with pytest.raises(ArgumentError, match=r"step 0, Scale\.factor: wants 2 rows, got 3"):
         F.pointwise(x, None, [Scale(torch.ones(3))])
-    with pytest.raises(ArgumentError, match="step 0, Scale.factor: wants the device"):
+    with pytest.raises(ArgumentError, match=r"step 0, Scale\.factor: wants the device"):
         F.pointwise(x, None, [Scale(torch.ones(2, device="meta"))])
