@@ -28,6 +28,7 @@ OPS = (
     "sinkhorn",
     "statistics_pooling",
     "attentive_statistics_pooling",
+    "augment",
 )
 
 FORWARD, BACKWARD, BOTH = MODES = ("forward", "backward", "forward+backward")
@@ -75,6 +76,7 @@ class Provider:
             done before the next, as a training loop that accumulates gradients does.
         needs: a module it cannot do without; without it the row says so.
         max_repeats: for one that takes seconds; 0 to take its error and not its time.
+        compared: with float64, before it is timed; False for one that draws for itself.
         graph: capture the call in a CUDA graph and time its replay: the GPU alone, no host.
     """
 
@@ -82,6 +84,7 @@ class Provider:
     at_once: int | None = None
     needs: str | None = None
     max_repeats: int | None = None
+    compared: bool = True
     graph: bool = False
 
 

@@ -108,8 +108,10 @@ def _run_case(case: Case, repeats: int, quick: bool, measure_memory: bool) -> li
                 result.append(template(name, mode, status=one))
                 continue
             figures: dict[str, object] = {
-                "value_error": state.value,
-                "gradient_error": None if mode == registry.FORWARD else state.gradient,
+                "value_error": None if state is None else state.value,
+                "gradient_error": (
+                    None if state is None or mode == registry.FORWARD else state.gradient
+                ),
             }
             if one is not None:
                 median, low, high = one.quantiles()
@@ -159,14 +161,17 @@ def _template(case: Case) -> Callable[..., Row]:
     return row
 
 
-def _check(case: Case) -> dict[str, measure.Error | str]:
-    """Each provider's error against float64, or why it cannot be timed."""
+def _check(case: Case) -> dict[str, measure.Error | str | None]:
+    """Each provider's error against float64 (None: not compared), or why it cannot be timed."""
     inputs, exact = measure.truth(case)
-    states: dict[str, measure.Error | str] = {}
+    states: dict[str, measure.Error | str | None] = {}
     for name, provider in case.providers.items():
         missing = _missing(provider)
         if missing is not None:
             states[name] = missing
+            continue
+        if not provider.compared:
+            states[name] = None
             continue
         try:
             state = measure.error(provider, inputs, exact)

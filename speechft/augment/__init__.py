@@ -10,8 +10,10 @@ from __future__ import annotations
 from speechft.augment.adapters import AugmentingCollate, Stateful
 from speechft.augment.bank import ClipBank
 from speechft.augment.base import Augmentation
+from speechft.augment.chain import load_chain
 from speechft.augment.compose import Compose, OneOf, SomeOf
 from speechft.augment.crop import MultiCrop, RandomCrop
+from speechft.augment.equaliser import Equaliser
 from speechft.augment.filters import BandDrop, HighPass, LowPass
 from speechft.augment.keys import fold_in, make_keys, randint, uniform
 from speechft.augment.noise import AddNoise, Babble
@@ -21,6 +23,8 @@ from speechft.augment.pointwise import Clip, Gain, MuLaw, Polarity, Quantise, Ti
 from speechft.augment.reverb import Reverb, RoomBank
 from speechft.augment.spec_augment import SpecAugment
 from speechft.augment.speed import Speed
+from speechft.augment.tempo import Tempo
+from speechft.augment.voice import Voice
 
 __all__ = [
     "AddNoise",
@@ -31,6 +35,7 @@ __all__ = [
     "Clip",
     "ClipBank",
     "Compose",
+    "Equaliser",
     "Gain",
     "HighPass",
     "LowPass",
@@ -48,8 +53,11 @@ __all__ = [
     "SpecAugment",
     "Speed",
     "Stateful",
+    "Tempo",
     "TimeDrop",
+    "Voice",
     "fold_in",
+    "load_chain",
     "make_keys",
     "randint",
     "uniform",

@@ -104,7 +104,7 @@ class Compose(Composition):
     >>> from speechft.augment import Pitch, Speed
     >>> Compose([Speed(), Pitch()])
     Compose([
-      Speed(factors=(0.9, 1.0, 1.1), zero_crossings=32),
+      Speed(factors=(0.9, 1.0, 1.1), zero_crossings=80),
       Pitch(semitones=(-2.0, 2.0)),
     ])
     """

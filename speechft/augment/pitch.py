@@ -15,13 +15,12 @@ from speechft.augment.base import (
     zero_padding,
 )
 from speechft.augment.parameters import Parameters
-from speechft.augment.resample import nearest_fraction, resample, resampled_length
+from speechft.augment.resample import ZERO_CROSSINGS, nearest_fraction, resample, resampled_length
 from speechft.augment.vocoder import stretch
 from speechft.errors import ArgumentError
 
 MOST_SEMITONES = 24.0
 CENTS = 1.0
-_ZERO_CROSSINGS = 32
 
 
 class Pitch(KeyedChoice):
@@ -94,7 +93,7 @@ class Pitch(KeyedChoice):
             if fraction == 1:
                 continue
             needed = stretched[:, : resampled_length(steps, self._inverses[number])]
-            played = resample(needed, fraction, zero_crossings=_ZERO_CROSSINGS)[:, :steps]
+            played = resample(needed, fraction, zero_crossings=ZERO_CROSSINGS)[:, :steps]
             result = torch.where(choices[:, None] == number, played, result)
         return zero_padding(result, lengths), lengths
 
@@ -104,7 +103,7 @@ class Pitch(KeyedChoice):
             return waveform
         longer = resampled_length(steps, self._inverses[choice])
         stretched = stretch(waveform, longer, fraction.numerator, fraction.denominator)
-        return resample(stretched, fraction, zero_crossings=_ZERO_CROSSINGS)[:, :steps]
+        return resample(stretched, fraction, zero_crossings=ZERO_CROSSINGS)[:, :steps]
 
     def extra_repr(self) -> str:
         """The arguments."""

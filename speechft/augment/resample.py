@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-STOPBAND_DECIBELS = 60.0
+STOPBAND_DECIBELS = 132.0  # what float32 has room for, and soxr's "HQ" reaches
+ZERO_CROSSINGS, FEWEST_ZERO_CROSSINGS = 80, 16
 MAX_DENOMINATOR = 100
 
 # Kaiser's design formulas, for the attenuation above.

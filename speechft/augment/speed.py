@@ -17,7 +17,13 @@ from speechft.augment.base import (
     zero_padding,
 )
 from speechft.augment.parameters import Parameters
-from speechft.augment.resample import nearest_fraction, resample, resampled_length
+from speechft.augment.resample import (
+    FEWEST_ZERO_CROSSINGS,
+    ZERO_CROSSINGS,
+    nearest_fraction,
+    resample,
+    resampled_length,
+)
 from speechft.errors import ArgumentError
 
 SLOWEST, FASTEST = 0.1, 10.0
@@ -36,15 +42,15 @@ class Speed(KeyedChoice):
         factors: speeds from 0.1 to 10. Each is held to the nearest fraction with a denominator of
             at most 100, which is exact for any number of hundredths; ``values`` has them.
         p: the probability of a sample to be changed at all.
-        zero_crossings: half-length of the resampling filter in samples at the lower rate. With 32
-            the lower 89 % of the lower band pass unchanged, 60 dB above what should not be there.
+        zero_crossings: half-length of the resampling filter in samples at the lower rate. With 80
+            the lower 89 % of the lower band pass unchanged, 132 dB above what should not be there.
 
     Shapes: waveforms (B, T) to (B, T'), where T' is the longest valid length on the CPU, and
     ``ceil(T / min(1, *factors))`` on a GPU, where lengths are not looked at.
 
     Raises:
         ArgumentTypeError: ``factors`` is not a list or tuple of numbers.
-        ArgumentError: ``factors`` is empty or out of range, or ``zero_crossings`` is below 4.
+        ArgumentError: ``factors`` is empty or out of range, or ``zero_crossings`` is below 16.
 
     >>> import torch
     >>> speed = Speed(factors=(0.9,))
@@ -60,7 +66,7 @@ class Speed(KeyedChoice):
         self,
         factors: Sequence[float] = (0.9, 1.0, 1.1),
         *,
-        zero_crossings: int = 32,
+        zero_crossings: int = ZERO_CROSSINGS,
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
@@ -70,8 +76,10 @@ class Speed(KeyedChoice):
                 raise ArgumentError(
                     "factors", f"wants speeds from {SLOWEST:g} to {FASTEST:g}, got {factor:g}"
                 )
-        if zero_crossings < 4:
-            raise ArgumentError("zero_crossings", f"wants at least 4, got {zero_crossings}")
+        if zero_crossings < FEWEST_ZERO_CROSSINGS:
+            raise ArgumentError(
+                "zero_crossings", f"wants at least {FEWEST_ZERO_CROSSINGS}, got {zero_crossings}"
+            )
         self.zero_crossings = zero_crossings
         self.fractions = tuple(nearest_fraction(factor) for factor in self.factors)
         self._slowest = min(*self.fractions, Fraction(1))

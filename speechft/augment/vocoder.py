@@ -40,6 +40,8 @@ _HALF_TURN = 2**30
 _UNITS_PER_RADIAN = _HALF_TURN / math.pi
 _OVERLAP_GAIN = 1.5  # the sum of the squared Hann windows over any sample
 
+Frames = tuple[Tensor, Tensor, Tensor]
+
 
 def stretch(
     waveforms: Tensor, steps: int, numerator: int | Tensor, denominator: int | Tensor
@@ -55,20 +57,43 @@ def stretch(
     Returns:
         Tensor of shape (B, steps).
     """
-    real, imaginary = _analyse(waveforms)
-    magnitude = (real * real + imaginary * imaginary).sqrt_()
+    return stretch_frames(analyse(waveforms), steps, numerator, denominator)
+
+
+def stretch_frames(
+    frames: Frames,
+    steps: int,
+    numerator: int | Tensor,
+    denominator: int | Tensor,
+    *,
+    gain: Tensor | None = None,
+) -> Tensor:
+    """:func:`stretch` of what :func:`analyse` made, the frames filtered on the way.
+
+    Args:
+        frames: of the clips.
+        steps: samples of the result that are wanted.
+        numerator: of the stretch, an integer or int64 of shape (B, 1).
+        denominator: of the stretch, likewise.
+        gain: by which the magnitudes (B, F, bins) are multiplied. None: they stay.
+
+    Returns:
+        Tensor of shape (B, steps).
+    """
+    real, imaginary, magnitude = frames
     phase = _phase(real, imaginary, magnitude)
-    batch, frames, bins = magnitude.shape
+    loudness = magnitude if gain is None else magnitude * gain
+    batch, count, bins = magnitude.shape
 
     outputs = _frames_that_see(steps)
-    time = torch.arange(1 - _FRAMES_BEFORE, outputs - _FRAMES_BEFORE, device=waveforms.device)
+    time = torch.arange(1 - _FRAMES_BEFORE, outputs - _FRAMES_BEFORE, device=real.device)
     time = time.expand(batch, -1) * denominator
     index = time // numerator
-    fraction = ((time - index * numerator) / numerator).to(waveforms.dtype)[..., None]
-    row = torch.arange(batch, device=waveforms.device)[:, None] * frames
+    fraction = ((time - index * numerator) / numerator).to(real.dtype)[..., None]
+    row = torch.arange(batch, device=real.device)[:, None] * count
 
     def at(index: Tensor) -> Tensor:
-        return ((index + _FRAMES_BEFORE).clamp(0, frames - 1) + row).flatten()
+        return ((index + _FRAMES_BEFORE).clamp(0, count - 1) + row).flatten()
 
     def read(values: Tensor, frame: Tensor) -> Tensor:
         return values.flatten(0, 1).index_select(0, frame).view(batch, -1, bins)
@@ -80,9 +105,15 @@ def stretch(
     angle = torch.cat([start[:, :1], advance[:, :-1]], dim=1).cumsum(dim=1, dtype=torch.int32)
     local = read(phase, nearest)
     angle = angle.sub_(local).gather(2, read(_peaks(magnitude), nearest)).add_(local)
-    angle = angle.to(waveforms.dtype).mul_(1 / _UNITS_PER_RADIAN)
-    loud = torch.lerp(read(magnitude, here), read(magnitude, there), fraction)
+    angle = angle.to(real.dtype).mul_(1 / _UNITS_PER_RADIAN)
+    loud = torch.lerp(read(loudness, here), read(loudness, there), fraction)
     return _synthesise(loud * angle.cos(), loud * angle.sin(), steps)
+
+
+def filter_frames(frames: Frames, steps: int, gain: Tensor) -> Tensor:
+    """The clips of ``steps`` samples themselves, each frame filtered by a gain (B, F, bins)."""
+    real, imaginary, _ = frames
+    return _synthesise((real * gain)[:, 1:], (imaginary * gain)[:, 1:], steps)
 
 
 def _phase(real: Tensor, imaginary: Tensor, magnitude: Tensor) -> Tensor:
@@ -110,7 +141,12 @@ def _frames_that_see(steps: int) -> int:
     return -(-steps // HOP) + 2 * _FRAMES_BEFORE + 1
 
 
-def _analyse(waveforms: Tensor) -> tuple[Tensor, Tensor]:
+def analyse(waveforms: Tensor) -> Frames:
+    """The short-time spectrum: real and imaginary part, and magnitude, each (B, F, bins).
+
+    Args:
+        waveforms: float32 or float64 of shape (B, T), zero where there is padding.
+    """
     batch, steps = waveforms.shape
     frames = _frames_that_see(steps)
     samples = (frames - 1) * HOP + WINDOW
@@ -119,7 +155,8 @@ def _analyse(waveforms: Tensor) -> tuple[Tensor, Tensor]:
         waveforms.dtype, waveforms.device
     )
     spectrum = torch.fft.rfft(windowed)
-    return spectrum.real.contiguous(), spectrum.imag.contiguous()
+    real, imaginary = spectrum.real.contiguous(), spectrum.imag.contiguous()
+    return real, imaginary, (real * real + imaginary * imaginary).sqrt_()
 
 
 def _synthesise(real: Tensor, imaginary: Tensor, steps: int) -> Tensor:

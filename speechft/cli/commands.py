@@ -139,6 +139,52 @@ def check(arguments: Sequence[str]) -> int:
     return 0 if report.ok else 3
 
 
+def augment(arguments: Sequence[str]) -> int:
+    """``speechft augment IN OUT --chain FILE``: hear and see what a chain does to a file."""
+    parser = _plain("augment", "Perturb a file as a run would, and say what was drawn for it.")
+    parser.add_argument("source", metavar="IN", nargs="?", help="an audio file")
+    parser.add_argument("output", metavar="OUT", nargs="?", help="a .wav, .flac or .ogg to write")
+    chain = "a YAML file that lists augmentations, or such a list itself: '[Speed, MuLaw]'"
+    parser.add_argument("--chain", metavar="FILE", help=chain)
+    parser.add_argument("--seed", type=int, default=0, help="of the run")
+    parser.add_argument("--epoch", type=int, default=0, help="of the run")
+    view = "folded into the key, for methods with several views (SCORE: 0); left out: none is"
+    parser.add_argument("--view", type=int, help=view)
+    identity = "of the utterance in the run's data; left out: the file's name without its ending"
+    parser.add_argument("--id", help=identity)
+    copies = "how many, of as many epochs in turn: OUT-0.wav, OUT-1.wav, ..."
+    parser.add_argument("--copies", type=int, default=1, help=copies)
+    picture = "a PNG: waveforms and spectrograms before and after"
+    parser.add_argument("--plot", metavar="PICTURE", help=picture)
+    parser.add_argument("--list", action="store_true", help="print all augmentations, and stop")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    values = _parse_plain(parser, arguments)
+
+    from speechft.cli import augment as command
+
+    if values.list:
+        known = command.operations_as_dict
+        print(json.dumps(known(), indent=2) if values.json else command.list_operations())
+        return 0
+    for name, value in (("IN", values.source), ("OUT", values.output), ("--chain", values.chain)):
+        if value is None:
+            raise UsageError(f"{name} is missing: speechft augment IN OUT --chain FILE, or --list")
+    outcome = command.run(
+        values.source,
+        values.output,
+        values.chain,
+        seed=values.seed,
+        epoch=values.epoch,
+        view=values.view,
+        copies=values.copies,
+        utterance=values.id,
+        plot=values.plot,
+    )
+    found = outcome.to_dict
+    print(json.dumps(found(), indent=2, ensure_ascii=False) if values.json else outcome)
+    return 0
+
+
 def bench(arguments: Sequence[str]) -> int:
     """``speechft bench OP``: time an op against its reference and its peers."""
     from speechft.bench.run import main
@@ -191,6 +237,7 @@ def _parse_plain(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespac
 COMMANDS = {
     "refine": Command("refine a model on unlabelled speech", refine),
     "evaluate": Command("judge an encoder by tasks: phones, query, speaker, ...", evaluate),
+    "augment": Command("perturb a file as a run would: hear and see it", augment),
     "check": Command("read all audio of a data set and say what is bad", check),
     "bench": Command("time an op against its reference and its peers", bench),
     "doctor": Command("say what runs here", doctor),

@@ -23,7 +23,14 @@ from speechft.augment import (
     make_keys,
 )
 from speechft.augment.filters import low_pass
-from speechft.augment.rooms import SPEED_OF_SOUND, reflection, simulate_room, simulate_rooms
+from speechft.augment.rooms import (
+    SPEED_OF_SOUND,
+    _impulses,
+    _without_rumble,
+    reflection,
+    simulate_room,
+    simulate_rooms,
+)
 from speechft.errors import ArgumentError, ArgumentTypeError
 
 RATE = 16000
@@ -184,7 +191,7 @@ def test_a_room_rings_as_long_as_asked(reverberation: float) -> None:
 
 def test_sound_arrives_when_and_as_loud_as_it_should() -> None:
     size, source, ear = (6.0, 5.0, 3.0), (1.0, 2.0, 1.5), (4.0, 2.5, 1.2)
-    h = simulate_room(size, source, ear, reverberation=0.3, seconds=0.4)
+    h = _impulses(size, source, ear, 0.3, 0.4, RATE)
     beta = reflection(size, 0.3)
 
     def heard(place: tuple[float, ...], walls: int) -> None:
@@ -198,6 +205,16 @@ def test_sound_arrives_when_and_as_loud_as_it_should() -> None:
     heard((1.0, 2.0, -1.5), 1)  # the floor
     direct = math.dist(source, ear) / SPEED_OF_SOUND * RATE
     assert float(h[: int(direct) - 9].abs().max()) == 0
+
+
+def test_a_room_does_not_raise_a_constant_offset() -> None:
+    for h in simulate_rooms(4, seconds=0.3):
+        assert abs(float(h.sum())) < 0.01 * float(h.square().sum().sqrt())
+    h = torch.zeros(3000, dtype=torch.float64)
+    h[5], h[60] = 1.0, 0.5
+    sections = scipy.signal.butter(2, 50, "highpass", fs=RATE, output="sos")
+    expected = scipy.signal.sosfilt(sections, h.numpy())
+    np.testing.assert_allclose(_without_rumble(h, RATE).numpy(), expected, atol=1e-7)
 
 
 def test_simulated_rooms_are_the_same_each_time_and_differ() -> None:

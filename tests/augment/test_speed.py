@@ -25,12 +25,12 @@ def play(x: torch.Tensor, factor: float, **settings: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("factor", FACTORS)
 def test_agrees_with_soxr_in_the_pass_band(factor: float) -> None:
-    x = band_limited_noise(32000, passband(32) * min(1, 1 / factor))
+    x = band_limited_noise(32000, passband(80) * min(1, 1 / factor))
     expected = torch.from_numpy(soxr.resample(x.numpy(), factor * 1000, 1000, quality="VHQ"))
     got = play(x.float(), factor).double()
     inner = slice(int(400 / factor), min(len(got), len(expected)) - int(400 / factor))
     error = got[inner] - expected[inner]
-    assert decibels(expected[inner]) - decibels(error) > 65
+    assert decibels(expected[inner]) - decibels(error) > 76  # where the ripple of its pass band is
 
 
 @pytest.mark.parametrize("factor", [1.1, 1.15, 2.0])
@@ -38,10 +38,10 @@ def test_agrees_with_soxr_in_the_pass_band(factor: float) -> None:
 def test_a_tone_above_the_new_nyquist_does_not_fold_back(factor: float, above: float) -> None:
     frequency = math.pi * min(0.999, above / factor)
     x = torch.sin(frequency * torch.arange(32000, dtype=torch.float64))
-    assert decibels(play(x.float(), factor)[400:-400]) - decibels(x) < -55
+    assert decibels(play(x.float(), factor)[400:-400]) - decibels(x) < -126
 
 
-@pytest.mark.parametrize("zero_crossings", [8, 64])
+@pytest.mark.parametrize("zero_crossings", [16, 64])
 def test_the_pass_band_is_what_it_says(zero_crossings: int) -> None:
     for share, low, high in ((1.0, -0.02, 0.02), (1 / passband(zero_crossings), -90, -50)):
         frequency = math.pi * 0.999 * share * passband(zero_crossings) / 1.1
@@ -49,7 +49,7 @@ def test_the_pass_band_is_what_it_says(zero_crossings: int) -> None:
         y = play(x, 1.1, zero_crossings=zero_crossings)[400:-400]
         if share == 1.0:
             assert low < decibels(y) - decibels(x) < high
-    assert passband(64) > passband(32) > passband(8)
+    assert passband(64) > passband(32) > passband(16)
 
 
 def test_a_factor_plays_that_much_faster() -> None:
@@ -92,7 +92,7 @@ def test_equals_the_sum_that_defines_it() -> None:
     outputs = resampled_length(n, speed)
     tenths = torch.arange(-100, n + 100)[:, None] * 10 - torch.arange(outputs) * 11
     offset = tenths.double() / 10
-    attenuation, half = 60.0, z * 1.1
+    attenuation, half = 132.0, z * 1.1
     cutoff = (1 - (attenuation - 7.95) / (2.285 * 2 * math.pi) / (2 * z)) / 1.1
     beta = 0.1102 * (attenuation - 8.7)
     window = torch.special.i0(beta * (1 - (offset / half) ** 2).clamp(min=0).sqrt())
@@ -136,5 +136,24 @@ def test_bad_arguments_are_named() -> None:
     for wrong in (1.1, "0.9", [1.0, "1.1"], [True], None):
         with pytest.raises(ArgumentTypeError, match="factors: wants a list or tuple"):
             Speed(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="zero_crossings: wants at least 4"):
+    with pytest.raises(ArgumentError, match="zero_crossings: wants at least 16"):
         Speed(zero_crossings=0)
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.25])
+def test_aliases_are_rejected_as_by_soxr(factor: float) -> None:
+    loudest = {"ours": -200.0, "soxr": -200.0}
+    for above in (1.005, 1.02, 1.05, 1.08):
+        x = 0.5 * torch.sin(math.pi * above / factor * torch.arange(32000, dtype=torch.float64))
+        theirs = soxr.resample(x.float().numpy(), factor * 1000, 1000, quality="HQ")
+        for name, y in (("ours", play(x.float(), factor)), ("soxr", torch.from_numpy(theirs))):
+            loudest[name] = max(loudest[name], decibels(y[1000:-1000]) - decibels(x))
+    assert loudest["ours"] < loudest["soxr"] + 6
+    assert loudest["soxr"] < -125
+
+
+def test_the_pass_band_is_flat() -> None:
+    for share in (0.05, 0.3, 0.6, 0.99):
+        frequency = math.pi * share * passband(80) / 1.1
+        x = torch.sin(frequency * torch.arange(64000, dtype=torch.float64))
+        assert abs(decibels(play(x.float(), 1.1)[2000:-2000]) - decibels(x)) < 1e-3
