@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import io
 import math
 import struct
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,18 +15,18 @@ import torch
 from torch import Tensor
 
 from speechft.augment.base import Augmentation
-from speechft.augment.chain import load_chain, operations
+from speechft.augment.chain import load_chain
 from speechft.augment.compose import Composition
 from speechft.augment.keys import fold_in, make_keys
 from speechft.augment.noise import Babble
 from speechft.augment.parameters import Parameters
+from speechft.cli.spectrogram import draw, pyplot
 from speechft.data import load_audio, utterance_key
 from speechft.data.audio import SAMPLE_RATE
 from speechft.errors import ConfigError
 
 _FLOATS, _INTEGERS = ".wav", {".flac": "PCM_24", ".ogg": "VORBIS"}
 _INWARD = ("rank",)  # drawn for others of the batch
-_WAVE, _FULL_SCALE, _COLOURS = "#1f6f8b", "#d1495b", "magma"
 _MOST_PANELS = 6  # copies in one picture
 _MOST_NUMBERS = 4  # of a list in the printed table; JSON has all
 
@@ -177,7 +174,7 @@ def run(
     source, output = Path(source), Path(output)
     outputs = _outputs(source, output, copies, plot)
     if plot is not None:
-        _pyplot()  # missing before the work rather than after it
+        pyplot()  # missing before the work rather than after it
     chain = load_chain(chain_file, sample_rate=SAMPLE_RATE)
     utterance = source.stem if utterance is None else utterance
     clean = torch.from_numpy(load_audio(source, sample_rate=SAMPLE_RATE))
@@ -216,37 +213,8 @@ def run(
     )
     if plot is not None:
         with _writing("plot", plot):
-            draw(clean.numpy(), outcome, Path(plot))
+            draw(_clips(clean.numpy(), outcome), outcome.chain, Path(plot))
     return outcome
-
-
-def list_operations() -> str:
-    """A line for each augmentation: an entry of a chain with its defaults, and what it does."""
-    lines = []
-    for name, kind in operations().items():
-        arguments = ", ".join(
-            f"{argument}: {_as_yaml(parameter)}"
-            for argument, parameter in inspect.signature(kind).parameters.items()
-        )
-        changes = f"; changes {' and '.join(sorted(kind.changes))}" if kind.changes else ""
-        lines.append(f"- {name}: {{{arguments}}}  # {_summary(kind)}{changes}")
-    return "\n".join(lines)
-
-
-def operations_as_dict() -> dict[str, Any]:
-    """What :func:`list_operations` says, as plain values; required arguments are left out."""
-    return {
-        name: {
-            "summary": _summary(kind),
-            "changes": sorted(kind.changes),
-            "arguments": {
-                argument: parameter.default
-                for argument, parameter in inspect.signature(kind).parameters.items()
-                if parameter.default is not parameter.empty
-            },
-        }
-        for name, kind in operations().items()
-    }
 
 
 def in_short(augmentation: Augmentation) -> str:
@@ -259,76 +227,14 @@ def in_short(augmentation: Augmentation) -> str:
     return f"{type(augmentation).__name__}({', '.join(names)})"
 
 
-def draw(clean: Any, outcome: Outcome, path: Path) -> None:
-    """The waveform and the spectrogram before, and below them those of each copy."""
-    plt = _pyplot()
+def _clips(clean: Any, outcome: Outcome) -> list[tuple[str, Any]]:
+    """What the picture shows: the clip before, and below it each copy."""
     copies = outcome.copies[:_MOST_PANELS]
     clips = [(f"before: {Path(outcome.source).name}", clean)]
     for copy in copies:
         epoch = f" (epoch {copy.epoch})" if len(copies) > 1 else ""
         clips.append((f"after{epoch}: {_done(copy.steps)}", copy.samples))
-    images = [_spectrogram(samples) for _, samples in clips]
-    # Above 80 Hz, and but for a few cells: neither hum nor a click decides what can be seen.
-    loudest = math.ceil(max(float(np.percentile(image[2:], 99.9)) for image in images))
-    seconds = max(len(samples) for _, samples in clips) / SAMPLE_RATE
-    peak = max(1e-3, *(float(np.abs(samples).max()) for _, samples in clips))
-    fig, axes = plt.subplots(
-        2 * len(clips), 1, sharex=True, figsize=(9, 0.7 + 3.1 * len(clips)),
-        gridspec_kw={"height_ratios": [1, 2.6] * len(clips)}, layout="constrained",
-    )  # fmt: skip
-    fig.get_layout_engine().set(h_pad=0.02, hspace=0.01)
-    drawn = None
-    for number, ((title, samples), image) in enumerate(zip(clips, images, strict=True)):
-        wave, spectrum = axes[2 * number], axes[2 * number + 1]
-        time, low, high = _outline(samples)
-        wave.fill_between(time, low, high, color=_WAVE, linewidth=0.4)
-        wave.set_ylim(-1.08 * peak, 1.08 * peak)
-        wave.set_ylabel("amplitude")
-        wave.set_title("\n".join(textwrap.wrap(title, 105)), fontsize=9.5, loc="left")
-        wave.spines[["top", "right"]].set_visible(False)
-        if peak > 1:
-            for full_scale in (-1, 1):
-                wave.axhline(full_scale, color=_FULL_SCALE, linewidth=0.8, linestyle=":")
-        drawn = spectrum.imshow(
-            image, origin="lower", aspect="auto", interpolation="nearest",
-            extent=(0, len(samples) / SAMPLE_RATE, 0, SAMPLE_RATE / 2000),
-            cmap=plt.get_cmap(_COLOURS, 64), vmin=loudest - 60, vmax=loudest,
-        )  # fmt: skip
-        spectrum.set_facecolor("0.92")  # where a shorter clip has ended
-        spectrum.set_ylabel("kHz")
-        spectrum.set_yticks(range(0, SAMPLE_RATE // 2000 + 1, 2))
-    axes[-1].set_xlim(0, seconds)
-    axes[-1].set_xlabel("seconds")
-    bar = fig.colorbar(
-        drawn, ax=axes, fraction=0.025, pad=0.015, aspect=16 * len(clips), extend="both"
-    )
-    bar.set_label("dB of full scale")
-    fig.suptitle("\n".join(textwrap.wrap(outcome.chain, 90)), fontsize=11)
-    fig.align_ylabels(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _save(fig, path)
-    plt.close(fig)
-
-
-def _save(fig: Any, path: Path) -> None:
-    """A PNG of the colours that are in it, and their blends with white: a third of the size."""
-    from matplotlib import colormaps
-    from PIL import Image
-
-    ramps = [np.linspace((0, 0, 0), (1, 1, 1), 32)]
-    ramps += [np.linspace(_rgb(colour), (1, 1, 1), 12) for colour in (_WAVE, _FULL_SCALE)]
-    colours = np.concatenate([colormaps[_COLOURS].resampled(64)(range(64))[:, :3], *ramps])
-    palette = Image.new("P", (1, 1))
-    palette.putpalette((colours * 255).round().astype(np.uint8).tobytes())
-    memory = io.BytesIO()
-    fig.savefig(memory, dpi=100, format="png")
-    picture = Image.open(memory).convert("RGB")
-    picture = picture.quantize(palette=palette, dither=Image.Dither.NONE)
-    picture.save(path, format="png", optimize=True)
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(int(colour[first : first + 2], 16) / 255 for first in (1, 3, 5))
+    return clips
 
 
 def _outputs(source: Path, output: Path, copies: int, plot: str | Path | None) -> list[Path]:
@@ -470,48 +376,3 @@ def _write(path: Path, samples: Any) -> None:
     fact = struct.pack("<4sII", b"fact", 4, len(samples))
     body = b"WAVE" + format_ + fact + struct.pack("<4sI", b"data", len(data)) + data
     path.write_bytes(struct.pack("<4sI", b"RIFF", len(body)) + body)
-
-
-def _spectrogram(samples: Any) -> Any:
-    """Decibels of full scale (a sine of amplitude 1 is 0), frequencies by frames of 25 ms."""
-    window = torch.hann_window(SAMPLE_RATE // 40, dtype=torch.float64)
-    hop = max(SAMPLE_RATE // 100, len(samples) // 2000)
-    signal = torch.from_numpy(samples).double()
-    signal = torch.nn.functional.pad(signal, (len(window) // 2,) * 2)
-    frames: Tensor = signal.unfold(0, len(window), hop) * window
-    magnitude = torch.fft.rfft(frames).abs() * (2 / window.sum())
-    return (20 * magnitude.clamp(min=1e-7).log10()).float().T.numpy()
-
-
-def _outline(samples: Any) -> tuple[Any, Any, Any]:
-    """Times, and the least and the most of the samples around each: a line that a page can show."""
-    size = max(1, len(samples) // 2000)
-    firsts = np.arange(0, len(samples), size)
-    low, high = (one.reduceat(samples, firsts) for one in (np.minimum, np.maximum))
-    return firsts / SAMPLE_RATE, low, high
-
-
-def _summary(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0].rstrip(".").replace("``", "")
-
-
-def _as_yaml(parameter: inspect.Parameter) -> str:
-    default = parameter.default
-    if default is parameter.empty:
-        return "..."
-    if isinstance(default, tuple):
-        return f"[{', '.join(f'{value:g}' for value in default)}]"
-    if isinstance(default, bool) or default is None:
-        return {None: "null", True: "true", False: "false"}[default]
-    return f"{default:g}" if isinstance(default, (int, float)) else str(default)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError("a picture needs matplotlib: pip install matplotlib") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -160,16 +160,17 @@ def augment(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     values = _parse_plain(parser, arguments)
 
-    from speechft.cli import augment as command
-
     if values.list:
-        known = command.operations_as_dict
-        print(json.dumps(known(), indent=2) if values.json else command.list_operations())
+        from speechft.cli.operations import list_operations, operations_as_dict
+
+        print(json.dumps(operations_as_dict(), indent=2) if values.json else list_operations())
         return 0
     for name, value in (("IN", values.source), ("OUT", values.output), ("--chain", values.chain)):
         if value is None:
             raise UsageError(f"{name} is missing: speechft augment IN OUT --chain FILE, or --list")
-    outcome = command.run(
+    from speechft.cli.augment import run
+
+    outcome = run(
         values.source,
         values.output,
         values.chain,
