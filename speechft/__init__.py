@@ -14,13 +14,22 @@ from speechft.backends import atomics, checked, use_backend
 from speechft.lengths import Lengths
 
 if TYPE_CHECKING:
-    from speechft import augment, data, evaluation, methods, models, training
+    from speechft import augment, data, evaluation, grid, methods, models, training
     from speechft.evaluation.run import evaluate
     from speechft.methods.refine import refine
 
 __version__ = "0.1.0"
 
-_LAZY_MODULES = ("augment", "data", "evaluation", "kernels", "methods", "models", "training")
+_LAZY_MODULES = (
+    "augment",
+    "data",
+    "evaluation",
+    "grid",
+    "kernels",
+    "methods",
+    "models",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -47,6 +56,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "functional",
+    "grid",
     "losses",
     "methods",
     "models",

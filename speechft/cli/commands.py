@@ -186,6 +186,47 @@ def augment(arguments: Sequence[str]) -> int:
     return 0
 
 
+def grid(arguments: Sequence[str]) -> int:
+    """``speechft grid``: have an engine say every text in every voice."""
+    parser = _plain("grid", "Make a grid of speech, where every voice says every text.")
+    parser.add_argument("--texts", metavar="FILE", help="what to say, a text a line")
+    parser.add_argument("--voices", nargs="+", metavar="VOICE", help="of the engine")
+    engines = "espeak-ng, flite, festival, piper, or a command with {text}, {voice}, {out} in it"
+    parser.add_argument("--engine", default="espeak-ng", help=engines)
+    control = "a further factor: pitch=20,50,80 of espeak-ng; may be given several times"
+    parser.add_argument(
+        "--control", action="append", default=[], metavar="NAME=VALUES", help=control
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="what is there already is kept")
+    parser.add_argument("--seed", type=int, default=0, help="for engines that draw")
+    parser.add_argument("--workers", type=int, help="at a time; left out: one a processor")
+    parser.add_argument("--list_voices", action="store_true", help="print the engine's, and stop")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    values = _parse_plain(parser, arguments)
+
+    from speechft.grid import GridSpec, engine, make_grid
+
+    speaker = engine(values.engine)
+    if values.list_voices:
+        print("\n".join(speaker.voices()))
+        return 0
+    for flag in ("texts", "voices", "output"):
+        if getattr(values, flag) is None:
+            raise UsageError(f"--{flag} is missing")
+
+    from speechft.cli.grid import parse_controls, read_texts
+
+    spec = GridSpec(
+        read_texts(values.texts), values.voices, parse_controls(values.control), values.seed
+    )
+    account = make_grid(spec, speaker, values.output, workers=values.workers)
+    if values.json:
+        print(json.dumps(account.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(f"{account}\nwritten to {values.output}: manifest.jsonl, account.json, audio/")
+    return 0
+
+
 def bench(arguments: Sequence[str]) -> int:
     """``speechft bench OP``: time an op against its reference and its peers."""
     from speechft.bench.run import main
@@ -239,6 +280,7 @@ COMMANDS = {
     "refine": Command("refine a model on unlabelled speech", refine),
     "evaluate": Command("judge an encoder by tasks: phones, query, speaker, ...", evaluate),
     "augment": Command("perturb a file as a run would: hear and see it", augment),
+    "grid": Command("make a grid of speech: every voice says every text", grid),
     "check": Command("read all audio of a data set and say what is bad", check),
     "bench": Command("time an op against its reference and its peers", bench),
     "doctor": Command("say what runs here", doctor),
