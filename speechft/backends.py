@@ -110,8 +110,11 @@ class OpBackends:
     order: dict[str, tuple[str, ...]]
     dtypes: dict[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
 
-    def choose(self, device: torch.device, dtype: torch.dtype) -> str:
+    def choose(self, device: torch.device, dtype: torch.dtype, *, or_another: bool = False) -> str:
         """The backend to run on, for inputs of this device and dtype.
+
+        With ``or_another``, where the one that was asked for cannot run this is as if none was:
+        for what is part of another op, and not asked for by its name.
 
         Raises:
             BackendError: the backend asked for cannot run here, or not on these inputs.
@@ -119,6 +122,8 @@ class OpBackends:
         name = _switches.backend
         _check_name(name)
         candidates = (*self.order.get(device.type, ()), "reference")
+        if or_another and not (name in candidates and self._takes(name, dtype)):
+            name = "auto"
         if name == "auto":
             for candidate in candidates:
                 if self._takes(candidate, dtype) and self.why_not[candidate]() is None:

@@ -68,7 +68,7 @@ void clip(float* x, int64_t count, float limit) {
 
 void quantise(float* x, int64_t count, float steps) {
   const float highest = steps - 1.0f, one = 1.0f / steps;
-  if (steps > 2097152.0f) {  // where the trick below has no room
+  if (steps > 4194304.0f) {  // where the trick below has no room
     for (int64_t t = 0; t < count; ++t)
       x[t] = std::min(std::max(std::nearbyint(x[t] * steps), -steps), highest) * one;
     return;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ class Augmentation(nn.Module):
 
     A subclass implements :meth:`draw` and :meth:`perturb`. What holds for each of them:
 
-    * The same key gives the same waveform: alone or in any batch, in any order, on any worker.
+    * The same key gives the same waveform: alone or in any batch, in any order, on any worker
+      (:class:`~speechft.augment.Babble`, which is made of the batch, apart).
     * Padding and batch-mates mean nothing: whatever is in the padding stays there, the valid part
       does not depend on it, and the padding of the result is zero.
     * The result has the dtype of the input; float16 and bfloat16 are computed in float32, and
@@ -94,13 +97,21 @@ class Augmentation(nn.Module):
                 "parameters",
                 f"wants those of {len(waveforms)} samples, got those of {len(parameters)}",
             )
+        one = torch.zeros(1, dtype=torch.int64)
+        wanted, given = (set(drawn.flat()) for drawn in (self.parameters_for(one), parameters))
+        if wanted != given:
+            raise ArgumentError(
+                "parameters",
+                f"wants those of {type(self).__name__}: {', '.join(sorted(wanted)) or 'none'}; "
+                f"got {', '.join(sorted(given)) or 'none'}",
+            )
         return self._run(waveforms, valid_lengths, parameters.to(waveforms.device))
 
     def _run(
         self, waveforms: Tensor, lengths: Tensor, parameters: Parameters
     ) -> tuple[Tensor, Tensor]:
         dtype = waveforms.dtype
-        with torch.no_grad(), torch.autocast(waveforms.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(waveforms.device):
             clean = waveforms.detach().to(torch.promote_types(dtype, torch.float32))
             if values_are_checked(clean):
                 check_finite(clean, lengths)
@@ -139,7 +150,7 @@ class Augmentation(nn.Module):
         """
         if self.skipped.device != skipped.device:  # a module that was not moved with the waveforms
             self.skipped = self.skipped.to(skipped.device)
-        self.skipped += skipped.sum()
+        self.skipped = self.skipped + skipped.sum()
 
     def flatten(self, parameters: Parameters) -> list[tuple[Augmentation, Parameters]]:
         """What is done one after another, compositions taken apart."""
@@ -165,8 +176,14 @@ class KeyedChoice(Augmentation):
         return {self.drawn: drawn}
 
     def choices_of(self, parameters: Parameters) -> Tensor:
-        """The index of the value nearest to each one drawn, int64 (B,); -1: not applied."""
+        """The index of the value nearest to each one drawn, int64 (B,); -1: not applied.
+
+        Raises:
+            ArgumentError: a value that is none of this module's (looked for on the CPU).
+        """
         values = parameters[self.drawn]
+        if values_are_checked(values):
+            self._check_known(values)
         index = torch.zeros_like(values, dtype=torch.int64)
         nearest = (values - self.values[0]).abs()
         for number, value in enumerate(self.values):
@@ -174,6 +191,15 @@ class KeyedChoice(Augmentation):
             index = index.masked_fill(distance < nearest, number)
             nearest = torch.minimum(nearest, distance)
         return index.masked_fill(~parameters["applied"], -1)
+
+    def _check_known(self, values: Tensor) -> None:
+        for value in values.tolist():
+            if min(abs(value - known) for known in self.values) > 1e-6:
+                raise ArgumentError(
+                    "parameters",
+                    f"{self.drawn} {value:g} is none of this {type(self).__name__}'s: "
+                    f"{', '.join(f'{known:g}' for known in self.values)}",
+                )
 
 
 def check_waveforms(waveforms: Tensor, lengths: LengthsLike | None) -> Tensor:
@@ -212,6 +238,13 @@ def check_choices(values: object, argument: str) -> tuple[float, ...]:
     if not all(-float("inf") < value < float("inf") for value in values):
         raise ArgumentError(argument, f"wants finite numbers, got {values!r}")
     return tuple(float(value) for value in values)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside the block autocast changes nothing, on devices that have any."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def zero_padding(waveforms: Tensor, lengths: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speechft.augment.base import Augmentation
-from speechft.augment.keys import check_keys, fold_in, uniform
+from speechft.augment.keys import MEMBER, check_keys, fold_in, uniform
 from speechft.augment.parameters import Parameters
 from speechft.augment.stages import run_stages
 from speechft.errors import ArgumentError, ArgumentTypeError
@@ -17,17 +17,22 @@ from speechft.errors import ArgumentError, ArgumentTypeError
 class Composition(Augmentation):
     """Base of those that are made of others.
 
-    Member ``i`` gets ``fold_in(keys, i)``, so the same augmentation twice draws twice, and adding
+    Member ``i`` gets keys folded with ``i``, so the same augmentation twice draws twice, and adding
     one at the end changes nothing before it.
 
     All members, and theirs, become one list of what is done to each sample, which is run in as few
     passes as there are kinds: what is done sample by sample is done at once
     (:mod:`speechft.functional.pointwise`), filters in a row are one filter
-    (:mod:`speechft.functional.convolve`). Taken apart, the result is the same (1e-6).
+    (:mod:`speechft.functional.convolve`). Taken apart, the result is the same (1e-6), but that what
+    one filter rings beyond the ends of a clip is still there for the next.
     """
 
     def __init__(self, augmentations: Sequence[Augmentation] = (), *, p: float = 1.0) -> None:
         super().__init__(p=p)
+        if isinstance(augmentations, Augmentation) or not isinstance(augmentations, Sequence):
+            raise ArgumentTypeError(
+                "augmentations", f"wants a list of them, got {type(augmentations).__name__}"
+            )
         for position, member in enumerate(augmentations):
             if not isinstance(member, Augmentation):
                 raise ArgumentTypeError(
@@ -46,7 +51,7 @@ class Composition(Augmentation):
     def parameters_for(self, keys: Tensor) -> Parameters:
         """What each member draws, in order, and which of them are applied."""
         members = tuple(
-            member.parameters_for(fold_in(keys, position))
+            member.parameters_for(fold_in(keys, position, use=MEMBER))
             for position, member in enumerate(self.members)
         )
         own = super().parameters_for(keys)
@@ -66,6 +71,12 @@ class Composition(Augmentation):
 
     def flatten(self, parameters: Parameters) -> list[tuple[Augmentation, Parameters]]:
         """See :class:`Augmentation`."""
+        if len(parameters.members) != len(self.augmentations):
+            raise ArgumentError(
+                "parameters",
+                f"wants those of {len(self.augmentations)} members, got those of "
+                f"{len(parameters.members)}",
+            )
         return [
             step
             for member, drawn in zip(self.members, parameters.members, strict=True)
@@ -128,12 +139,12 @@ class SomeOf(Composition):
     def __init__(
         self,
         augmentations: Sequence[Augmentation],
-        count: int | tuple[int, int] = 1,
+        count: int | Sequence[int] = 1,
         *,
         p: float = 1.0,
     ) -> None:
         super().__init__(augmentations, p=p)
-        bounds = (count, count) if isinstance(count, int) else tuple(count)
+        bounds = tuple(count) if isinstance(count, (tuple, list)) else (count, count)
         if len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
             raise ArgumentTypeError("count", f"wants an integer or two, got {count!r}")
         if not 0 <= bounds[0] <= bounds[1] <= len(self.augmentations):

@@ -12,8 +12,9 @@ from speechft.augment.base import (
     check_finite,
     check_waveforms,
     values_are_at_hand,
+    without_autocast,
 )
-from speechft.augment.keys import check_keys, fold_in, uniform
+from speechft.augment.keys import VIEW, check_keys, fold_in, uniform
 from speechft.augment.parameters import Parameters
 from speechft.augment.ranges import Range, check_range, draw, shown
 from speechft.backends import values_are_checked
@@ -105,8 +106,8 @@ class MultiCrop(nn.Module):
     speech", IEEE JSTSP 2022), whose two crops of 4 s and four of 2 s are the defaults: the teacher
     sees the long ones, the student all of them. See :class:`speechft.losses.DINOLoss`.
 
-    View ``i`` draws from ``fold_in(keys, i)``: its place, and what its augmentation does. So views
-    are independent, and one more at the end changes none before it. As for any
+    View ``i`` draws from keys folded with ``i``: its place, and what its augmentation does. So
+    views are independent, and one more at the end changes none before it. As for any
     :class:`Augmentation`, batch-mates, padding and order mean nothing, the host never waits for a
     GPU, and no gradient flows to the input.
 
@@ -243,11 +244,12 @@ class MultiCrop(nn.Module):
         ``long_first`` (B,) whether their part is the first.
         """
         check_keys(keys, "keys")
+        views = [fold_in(keys, 1 + view, use=VIEW) for view in range(self.long + self.short)]
+        keys = fold_in(keys, 0, use=VIEW)
         values = {}
         if self.regions == "disjoint":
             values["split"] = draw(keys, 0, (0.0, 1.0))[:, 0]
             values["long_first"] = _coin(keys, 1, 0.5)
-        views = [fold_in(keys, view) for view in range(self.long + self.short)]
         starts = [draw(view, 0, (0.0, 1.0))[:, 0] for view in views]
         if self.spread:
             starts[:2] = self._far_apart(keys, starts[0], starts[1])
@@ -271,7 +273,7 @@ class MultiCrop(nn.Module):
         self, waveforms: Tensor, lengths: Tensor, parameters: Parameters
     ) -> list[tuple[Tensor, Tensor]]:
         crops = []
-        with torch.no_grad(), torch.autocast(waveforms.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(waveforms.device):
             if values_are_checked(waveforms):
                 check_finite(waveforms, lengths)
             regions = self._regions(lengths, parameters)

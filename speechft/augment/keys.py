@@ -26,8 +26,10 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-# The counter's last word says what a key is used for, so that folding never meets drawing.
+# The counter's last word says what a key is used for, so that folding never meets drawing, and what
+# a composition, several views and a mask make of one key never meet each other.
 _DRAW, _FOLD = 0, 1
+MEMBER, VIEW, MASK = 2, 3, 4
 
 
 def make_keys(seed: int, epoch: int, utterances: Tensor) -> Tensor:
@@ -53,11 +55,12 @@ def make_keys(seed: int, epoch: int, utterances: Tensor) -> Tensor:
     return _join(words[0], words[1])
 
 
-def fold_in(keys: Tensor, number: int) -> Tensor:
+def fold_in(keys: Tensor, number: int, *, use: int = _FOLD) -> Tensor:
     """New keys, one from each of ``keys``, that differ for every ``number`` in 0..2**32 - 1.
 
-    This is how a part of a whole (a member of a :class:`~speechft.augment.Compose`, a second view
-    of the same utterance) gets randomness of its own.
+    This is how a part of a whole (a second view of the same utterance, say) gets randomness of its
+    own. A key is for one call: two augmentations that are given the same one draw the same numbers.
+    What compositions and crops fold in by themselves is apart from this; ``use`` is theirs.
 
     Raises:
         ArgumentTypeError: ``keys`` is not int64.
@@ -65,11 +68,11 @@ def fold_in(keys: Tensor, number: int) -> Tensor:
     """
     check_keys(keys, "keys")
     _check_word(number, "number")
-    at_once = _words_on_cpu(keys, number, 1, 0, _FOLD)
+    at_once = _words_on_cpu(keys, number, 1, 0, use)
     if at_once is not None:
         return _join(at_once[:, 0], at_once[:, 1]).view_as(keys)
     zero = torch.zeros_like(keys)
-    words = philox((zero + number, zero, zero, zero + _FOLD), _halves(keys))
+    words = philox((zero + number, zero, zero, zero + use), _halves(keys))
     return _join(words[0], words[1])
 
 

@@ -19,6 +19,7 @@ from speechft.augment.ranges import (
     shown,
 )
 from speechft.augment.stages import Pointwise
+from speechft.errors import ArgumentTypeError
 from speechft.functional.pointwise import Mix, PointwiseStep
 
 _MOST_DECIBELS = 120.0
@@ -31,7 +32,8 @@ class AddNoise(Pointwise):
               {\sum_{t<n} v_t^2}}\; v_t, \qquad t < n
 
     The noise :math:`v` begins anywhere in a clip of the bank and goes round. With several
-    ``voices`` it is the sum of as many clips, each at the same level: babble, of a bank of speech.
+    ``voices`` it is the sum of as many clips, each at the same level over all of the clip: babble,
+    of a bank of speech.
     Where speech or noise is silent the ratio has no meaning; such a sample passes unchanged, and
     :attr:`skipped` counts it.
 
@@ -52,6 +54,11 @@ class AddNoise(Pointwise):
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
+        if bank is not None and not isinstance(bank, ClipBank):
+            raise ArgumentTypeError(
+                "bank",
+                f"wants a ClipBank, got {type(bank).__name__}; ClipBank.from_folder reads a folder",
+            )
         self.bank = ClipBank.coloured() if bank is None else bank
         self.snr = check_range(snr, "snr", -_MOST_DECIBELS, _MOST_DECIBELS)
         self.voices = check_whole_range(voices, "voices", 1, 16)

@@ -16,6 +16,7 @@ from speechft.augment.base import (
 )
 from speechft.augment.parameters import Parameters
 from speechft.augment.resample import ZERO_CROSSINGS, nearest_fraction, resample, resampled_length
+from speechft.augment.resample_choices import resample_choices
 from speechft.augment.vocoder import stretch
 from speechft.errors import ArgumentError
 
@@ -87,14 +88,9 @@ class Pitch(KeyedChoice):
         longest = resampled_length(steps, self._slowest)
         stretched = stretch(waveforms, longest, numerator[:, None], denominator[:, None])
         # A clip alone is cut here too, before it is played: its end must not know its padding.
-        stretched = zero_padding(stretched, -(-lengths * numerator // denominator))
-        result = waveforms
-        for number, fraction in enumerate(self.fractions):
-            if fraction == 1:
-                continue
-            needed = stretched[:, : resampled_length(steps, self._inverses[number])]
-            played = resample(needed, fraction, zero_crossings=ZERO_CROSSINGS)[:, :steps]
-            result = torch.where(choices[:, None] == number, played, result)
+        longer = -(-lengths * numerator // denominator)
+        played = resample_choices(stretched, longer, choices, self.fractions, ZERO_CROSSINGS, steps)
+        result = torch.where((numerator == denominator)[:, None], waveforms, played)
         return zero_padding(result, lengths), lengths
 
     def _shift(self, waveform: Tensor, steps: int, choice: int) -> Tensor:

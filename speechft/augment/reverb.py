@@ -16,17 +16,21 @@ from speechft.augment.stages import Filter, Response
 from speechft.errors import ArgumentError, ArgumentTypeError
 from speechft.functional._checks import check_positive
 
-_BEFORE_DIRECT = 0.002  # seconds kept before the loudest sample, where the direct sound rises
+_BEFORE_DIRECT = 0.002  # seconds kept before the direct sound's peak, where it rises
 
 
 class RoomBank(Resident):
     """Room impulse responses in one tensor, sampled by index.
 
-    Each is cut to ``seconds`` after its direct sound (the loudest sample) and scaled to an energy
-    of 1, which keeps the level of noise. It is no part of a model's ``state_dict``.
+    Each is cut to ``seconds`` after its direct sound and scaled to an energy of 1, which keeps the
+    level of noise. It is no part of a model's ``state_dict``.
+
+    The direct sound comes before all else, but reflections that meet may be louder. Where it is not
+    said, it is the first peak of at least half the height of the highest.
 
     Args:
         responses: one-dimensional floating-point tensors.
+        direct: the sample of each at which the direct sound is; None: found as above.
         seconds: what is kept after the direct sound.
         sample_rate: of the responses.
         names: of the responses, for errors.
@@ -43,6 +47,7 @@ class RoomBank(Resident):
         self,
         responses: Sequence[Tensor],
         *,
+        direct: Sequence[int] | None = None,
         seconds: float = 0.5,
         sample_rate: int = 16000,
         names: Sequence[str] | None = None,
@@ -56,13 +61,15 @@ class RoomBank(Resident):
         after = max(1, round(check_positive(seconds, "seconds") * sample_rate))
         before = round(_BEFORE_DIRECT * sample_rate)
         cut, delays = [], []
-        for response, name in zip(responses, self.names, strict=True):
+        for number, (response, name) in enumerate(zip(responses, self.names, strict=True)):
             one = _checked(response, name)
-            direct = int(one.abs().argmax())
-            first = max(0, direct - before)
-            one = one[first : direct + after]
+            at = _first_peak(one, before) if direct is None else direct[number]
+            if not 0 <= at < len(one):
+                raise ArgumentError("direct", f"room {name} has no sample {at}")
+            first = max(0, at - before)
+            one = one[first : at + after]
             cut.append(one / one.square().sum().sqrt())
-            delays.append(direct - first)
+            delays.append(at - first)
         padded = torch.zeros(len(cut), max(map(len, cut)))
         for row, one in enumerate(cut):
             padded[row, : len(one)] = one
@@ -93,8 +100,8 @@ class RoomBank(Resident):
         cls, count: int = 16, *, seed: int = 0, seconds: float = 0.5, sample_rate: int = 16000
     ) -> RoomBank:
         """Shoebox rooms from 3 to 10 m; see :func:`speechft.augment.rooms.simulate_rooms`."""
-        rooms = simulate_rooms(count, seed=seed, seconds=seconds, sample_rate=sample_rate)
-        return cls(rooms, seconds=seconds, sample_rate=sample_rate)
+        rooms, direct = simulate_rooms(count, seed=seed, seconds=seconds, sample_rate=sample_rate)
+        return cls(rooms, direct=direct, seconds=seconds, sample_rate=sample_rate)
 
     def __len__(self) -> int:
         """Rooms."""
@@ -118,6 +125,11 @@ class Reverb(Filter):
 
     def __init__(self, bank: RoomBank | None = None, *, p: float = 1.0) -> None:
         super().__init__(p=p)
+        if bank is not None and not isinstance(bank, RoomBank):
+            raise ArgumentTypeError(
+                "bank",
+                f"wants a RoomBank, got {type(bank).__name__}; RoomBank.from_folder reads a folder",
+            )
         self.bank = RoomBank.simulated() if bank is None else bank
 
     def draw(self, keys: Tensor) -> dict[str, Tensor]:
@@ -128,6 +140,12 @@ class Reverb(Filter):
         """See :class:`~speechft.augment.stages.Filter`."""
         room = drawn["room"]
         return [(self.bank.responses[room].to(dtype), self.bank.delays[room])]
+
+
+def _first_peak(response: Tensor, width: int) -> int:
+    magnitude = response.abs()
+    first = int((magnitude >= 0.5 * magnitude.max()).nonzero()[0, 0])
+    return first + int(magnitude[first : first + width].argmax())
 
 
 def _checked(response: Tensor, name: str) -> Tensor:

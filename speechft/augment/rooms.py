@@ -142,8 +142,8 @@ def reflection(dimensions: Sequence[float], reverberation: float) -> float:
 @functools.lru_cache(maxsize=4)
 def simulate_rooms(
     count: int, *, seed: int = 0, seconds: float = 0.5, sample_rate: int = 16000
-) -> tuple[Tensor, ...]:
-    """Responses of rooms drawn from a seed.
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Responses of rooms drawn from a seed, and the sample of the direct sound in each.
 
     Rooms of 3 to 10 by 3 to 10 by 2.5 to 4 metres, 0.15 to 0.6 s of reverberation; speaker and
     microphone anywhere half a metre from the walls.
@@ -154,7 +154,7 @@ def simulate_rooms(
     if count < 1:
         raise ArgumentError("count", f"wants at least 1 room, got {count}")
     drawn = draw(make_keys(seed, 0, torch.arange(count)), 0, (0.0, 1.0), 10)
-    rooms = []
+    rooms, direct = [], []
     for x in drawn.tolist():
         size = [3 + 7 * x[0], 3 + 7 * x[1], 2.5 + 1.5 * x[2]]
         places = [
@@ -165,4 +165,5 @@ def simulate_rooms(
             simulate_room(size, *places, reverberation=0.15 + 0.45 * x[9],
                           seconds=seconds + 0.05, sample_rate=sample_rate)
         )  # fmt: skip
-    return tuple(rooms)
+        direct.append(round(math.dist(*places) * sample_rate / SPEED_OF_SOUND))
+    return tuple(rooms), tuple(direct)

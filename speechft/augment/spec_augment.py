@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from speechft.augment.base import values_are_at_hand
 from speechft.augment.crop import check_fraction
-from speechft.augment.keys import check_keys, uniform
+from speechft.augment.keys import MASK, check_keys, fold_in, uniform
 from speechft.augment.parameters import Parameters
 from speechft.augment.ranges import check_whole_range, draw, draw_whole, shown
 from speechft.errors import ArgumentError
@@ -139,6 +139,7 @@ class SpecAugment(nn.Module):
         the bound of ``max_time_share``, ``time_start`` (B, M) as a share of the places there are.
         """
         check_keys(keys, "keys")
+        keys = fold_in(keys, 0, use=MASK)
         values = {"applied": uniform(keys, 0, 1, dtype=torch.float64)[:, 0] < self.p}
         for stream, name, masks, width in (
             (1, "time", self.time_masks, self.time_width),

@@ -6,16 +6,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
-import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from speechft.augment.base import (
-    KeyedChoice,
-    check_choices,
-    per_sample,
-    values_are_at_hand,
-    zero_padding,
-)
+from speechft.augment.base import KeyedChoice, check_choices, per_sample, values_are_at_hand
 from speechft.augment.parameters import Parameters
 from speechft.augment.resample import (
     FEWEST_ZERO_CROSSINGS,
@@ -24,6 +17,7 @@ from speechft.augment.resample import (
     resample,
     resampled_length,
 )
+from speechft.augment.resample_choices import resample_choices
 from speechft.errors import ArgumentError
 
 SLOWEST, FASTEST = 0.1, 10.0
@@ -97,15 +91,11 @@ class Speed(KeyedChoice):
             )
         if values_are_at_hand(waveforms):
             return per_sample(waveforms, lengths, lengths_after, choices, self._play), lengths_after
-        steps = waveforms.shape[1]
-        longest = resampled_length(steps, self._slowest)
-        waveforms = zero_padding(waveforms, lengths)
-        result = torch_functional.pad(waveforms, (0, longest - steps))
-        for number, fraction in enumerate(self.fractions):
-            played = resample(waveforms, fraction, zero_crossings=self.zero_crossings)
-            played = torch_functional.pad(played, (0, longest - played.shape[1]))
-            result = torch.where(choices[:, None] == number, played, result)
-        return zero_padding(result, lengths_after), lengths_after
+        longest = resampled_length(waveforms.shape[1], self._slowest)
+        played = resample_choices(
+            waveforms, lengths, choices, self.fractions, self.zero_crossings, longest
+        )
+        return played, lengths_after
 
     def _play(self, waveform: Tensor, steps: int, choice: int) -> Tensor:
         return resample(waveform, self.fractions[choice], zero_crossings=self.zero_crossings)

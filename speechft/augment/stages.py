@@ -80,7 +80,7 @@ def run_stages(steps: Planned, waveforms: Tensor, lengths: Tensor) -> tuple[Tens
     if values_are_at_hand(waveforms):
         waveforms = waveforms[:, : int(lengths.max())]
     if not steps:
-        return zero_padding(waveforms, lengths), lengths
+        return zero_padding(waveforms, lengths).clone(), lengths
     for stage in plan(steps):
         kind = _kind(stage[0][0])
         if kind is Pointwise:

@@ -17,7 +17,7 @@ from torch import Tensor
 from speechft.augment.base import Augmentation
 from speechft.augment.chain import load_chain
 from speechft.augment.compose import Composition
-from speechft.augment.keys import fold_in, make_keys
+from speechft.augment.keys import MEMBER, fold_in, make_keys
 from speechft.augment.noise import Babble
 from speechft.augment.parameters import Parameters
 from speechft.cli.spectrogram import draw, pyplot
@@ -286,7 +286,7 @@ def _steps(
     for number, (member, values_of_it) in enumerate(zip(members, drawn.members, strict=True)):
         yield from _steps(
             member,
-            fold_in(keys, number),
+            fold_in(keys, number, use=MEMBER),
             values_of_it,
             skipped,
             f"{place}.{number}" if place else str(number),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from speechft import backends
 from speechft import reference as R
+from speechft.backends import values_are_checked
 from speechft.errors import ArgumentError, ArgumentTypeError
 from speechft.functional import _pointwise_cpu
 from speechft.functional._checks import check_floating
@@ -44,6 +45,7 @@ BACKENDS = backends.register(
     )
 )
 _BANK = ("samples", "offsets", "counts", "levels")  # not a value a row
+_SEVERAL = ("clips", "starts", "first", "end")  # several a row
 
 
 def pointwise(
@@ -114,5 +116,46 @@ def _check_step(step: PointwiseStep, position: int, batch: int, device: torch.de
                 "steps", f"{where}: wants the device of the waveforms, {device}, "
                          f"got {tensor.device}"
             )  # fmt: skip
-        if field.name not in _BANK and len(tensor) != batch:
-            raise ArgumentError("steps", f"{where}: wants {batch} rows, got {len(tensor)}")
+        if field.name in _BANK:
+            continue
+        if tensor.dim() not in (1, 2) or len(tensor) != batch:
+            raise ArgumentError(
+                "steps", f"{where}: wants {batch} rows, got shape {tuple(tensor.shape)}"
+            )
+        if tensor.dim() != (2 if field.name in _SEVERAL else 1):
+            wanted = f"({batch}, K)" if field.name in _SEVERAL else f"({batch},)"
+            raise ArgumentError(
+                "steps", f"{where}: wants shape {wanted}, got {tuple(tensor.shape)}"
+            )
+    for one, other in (("clips", "starts"), ("first", "end")):
+        pair = [getattr(step, name) for name in (one, other) if hasattr(step, name)]
+        if len(pair) == 2 and pair[0].shape != pair[1].shape:
+            raise ArgumentError(
+                "steps",
+                f"step {position}, {type(step).__name__}: {one} and {other} differ in shape: "
+                f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}",
+            )
+    if isinstance(step, Mix):
+        _check_mix(step, f"step {position}, Mix")
+    if isinstance(step, Quantise) and values_are_checked(step.bits):
+        fine = (step.bits == 0) | ((step.bits >= 2) & (step.bits <= 24))
+        if not bool(fine.all()):
+            raise ArgumentError("steps", f"step {position}, Quantise.bits: wants 2 to 24, or 0")
+
+
+def _check_mix(step: Mix, where: str) -> None:
+    if step.samples.dtype not in (torch.float32, torch.int16) or step.samples.dim() != 1:
+        raise ArgumentTypeError(
+            "steps",
+            f"{where}.samples: wants float32 or int16 of shape (n,), got {step.samples.dtype} of "
+            f"{tuple(step.samples.shape)}",
+        )
+    if not values_are_checked(step.clips):
+        return
+    ends = step.offsets + step.counts
+    if not bool(((step.counts > 0) & (step.offsets >= 0) & (ends <= len(step.samples))).all()):
+        raise ArgumentError("steps", f"{where}: a clip is empty, or lies outside of the samples")
+    if not bool((step.clips < len(step.counts)).all()):
+        raise ArgumentError("steps", f"{where}.clips: wants -1 to {len(step.counts) - 1}")
+    if not bool((step.starts >= 0).all()):
+        raise ArgumentError("steps", f"{where}.starts: wants at least 0")

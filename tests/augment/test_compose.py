@@ -15,6 +15,7 @@ from speechft.augment import (
     HighPass,
     LowPass,
     MuLaw,
+    MultiCrop,
     OneOf,
     Pitch,
     Polarity,
@@ -22,8 +23,10 @@ from speechft.augment import (
     Reverb,
     RoomBank,
     SomeOf,
+    SpecAugment,
     Speed,
     TimeDrop,
+    fold_in,
     make_keys,
 )
 from speechft.augment.stages import plan
@@ -102,6 +105,21 @@ def test_replay_is_what_was_done_and_can_be_changed() -> None:
         louder.replace(decibels=torch.zeros(3))
     with pytest.raises(ArgumentError, match="snr: is not drawn here; there are applied, decibels"):
         louder.replace(snr=torch.zeros(8))
+    with pytest.raises(ArgumentTypeError, match=r"applied: wants torch\.bool, got torch\.int64"):
+        louder.replace(applied=torch.ones(8, dtype=torch.int64))
+    with pytest.raises(ArgumentError, match="wants those of Gain: applied, decibels; got"):
+        gain.replay(x, None, AddNoise().parameters_for(key))
+    with pytest.raises(ArgumentError, match="parameters: wants those of Compose"):
+        Compose([gain, gain]).replay(x, None, Compose([gain]).parameters_for(key))
+    silent = Compose([Compose(), Compose([gain])])
+    within = silent.parameters_for(key)
+    assert len(within) == 8
+    within = within.replace(**{"1.0.decibels": torch.full((8,), -120.0).double()})
+    torch.testing.assert_close(silent.replay(x, None, within)[0], 1e-6 * x)
+    speed = Speed((0.9, 1.1))
+    other = speed.parameters_for(key).replace(factor=torch.ones(8).double())
+    with pytest.raises(ArgumentError, match=r"factor 1 is none of this Speed's: 0\.9, 1\.1"):
+        speed.replay(x, None, other)
     with pytest.raises(ArgumentError, match="parameters: wants those of 8 samples, got those of 2"):
         chain.replay(x, lengths, drawn.rows(rows))
 
@@ -149,6 +167,51 @@ def test_probability_of_each() -> None:
     assert not bool(Gain(p=0).parameters_for(keys(9))["applied"].any())
 
 
+def test_nothing_draws_the_same_numbers_as_another() -> None:
+    count = 4000
+    key = keys(count)
+    chain = Compose([Gain(), AddNoise(), Compose([Gain(), OneOf([Gain(), Clip()])]), TimeDrop(2)])
+    several = {
+        "chain": chain.parameters_for(key),
+        "second view": chain.parameters_for(fold_in(key, 1)),
+        "crops": MultiCrop(regions="disjoint", augment_long=chain).parameters_for(key),
+        "masks": SpecAugment(p=0.5).parameters_for(key),
+    }
+    columns = {
+        f"{name} {path} {k}": column.double()
+        for name, drawn in several.items()
+        for path, tensor in drawn.flat().items()
+        for k, column in enumerate(tensor.reshape(count, -1).unbind(1))
+    }
+    drawn = torch.stack([c for c in columns.values() if float(c.std()) > 0])
+    names = [name for name, c in columns.items() if float(c.std()) > 0]
+    assert len(names) > 60
+    correlation = torch.corrcoef(drawn) - torch.eye(len(names))
+    # Two members of a OneOf that are not applied at a time belong together, and are left out.
+    for row, name in enumerate(names):
+        for column, other in enumerate(names):
+            if "applied" in name and "applied" in other:
+                correlation[row, column] = 0
+    assert float(correlation.abs().max()) < 6 / count**0.5
+
+
+def test_what_comes_back_is_never_the_callers_own() -> None:
+    x = torch.randn(2, 50)
+    for chain in (Compose(), Compose([Compose()]), Compose([Gain(p=0)]), Compose([Speed((1.0,))])):
+        y, _ = chain(x, None, keys(2))
+        assert torch.equal(y, x)
+        y.zero_()
+        assert bool(x.any())
+
+
+def test_made_in_inference_mode_and_used_outside() -> None:
+    with torch.inference_mode():
+        chain = Compose([AddNoise(), LowPass()])
+        chain(torch.zeros(2, 50), None, keys(2))
+    chain(torch.zeros(2, 50), None, keys(2))
+    assert int(chain.members[0].skipped) == 4
+
+
 def test_labels_that_change_are_said() -> None:
     assert Compose(members()).changes == {"timing", "speaker", "content"}
     assert Compose([Gain(), AddNoise()]).changes == frozenset()
@@ -171,6 +234,12 @@ def test_time_drop_stays_within_the_true_length() -> None:
 
 
 def test_bad_compositions_are_named() -> None:
+    with pytest.raises(ArgumentTypeError, match="augmentations: wants a list of them, got Gain"):
+        Compose(Gain())  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match=r"bank: wants a ClipBank, got str; ClipBank\.from"):
+        AddNoise("musan/noise")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="bank: wants a RoomBank, got ClipBank"):
+        Reverb(AddNoise().bank)  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="got ReLU at position 1"):
         OneOf([Gain(), torch.nn.ReLU()])  # type: ignore[list-item]
     with pytest.raises(ArgumentError, match="augmentations: is empty"):

@@ -41,6 +41,7 @@ from speechft.augment import (
     fold_in,
     make_keys,
 )
+from speechft.augment.keys import MEMBER
 from speechft.errors import ArgumentError, ArgumentTypeError, LengthError
 
 MAKERS: dict[str, Callable[[], Augmentation]] = {
@@ -88,7 +89,8 @@ def batched_path(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("speechft.augment.") and hasattr(module, "values_are_at_hand"):
             monkeypatch.setattr(module, "values_are_at_hand", lambda tensor: False)
-    for module in (sys.modules["speechft.augment.base"], lengths_module):
+    pointwise = sys.modules["speechft.functional.pointwise"]
+    for module in (sys.modules["speechft.augment.base"], lengths_module, pointwise):
         monkeypatch.setattr(module, "values_are_checked", lambda tensor: False)
     convolve = sys.modules["speechft.functional.convolve"]
     monkeypatch.setattr(convolve, "_row_by_row", lambda waveforms: False)
@@ -278,15 +280,15 @@ def test_members_of_a_compose_draw_for_themselves() -> None:
     first, second, third = (drawn[f"{name}.semitones"] for name in ("0", "1", "2.0"))
     for a, b in ((first, second), (first, third), (second, third)):
         assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 5 / 5000**0.5
-    assert torch.equal(first, Pitch().parameters_for(fold_in(keys, 0))["semitones"])
+    assert torch.equal(first, Pitch().parameters_for(fold_in(keys, 0, use=MEMBER))["semitones"])
 
 
 def test_a_compose_is_its_members_in_order() -> None:
     x, lengths, keys = batch()
     same = Speed()
     y, after = Compose([same, same])(x, lengths, keys)
-    step, step_after = same(x, lengths, fold_in(keys, 0))
-    step, step_after = same(step, step_after, fold_in(keys, 1))
+    step, step_after = same(x, lengths, fold_in(keys, 0, use=MEMBER))
+    step, step_after = same(step, step_after, fold_in(keys, 1, use=MEMBER))
     assert torch.equal(after, step_after)
     assert torch.equal(y, step)
 

@@ -206,6 +206,40 @@ def test_mu_law_is_g711() -> None:
     assert torch.equal(got[values > 3], expected[values > 3])
 
 
+@pytest.mark.parametrize("provider", PROVIDERS, ids=name_of)
+def test_values_at_their_bounds(provider: tuple[str, str]) -> None:
+    x = torch.linspace(-1, 1, 2500)[None].repeat(3, 1)
+    with running_on(provider):
+        y, _ = F.pointwise(x, None, [Scale(torch.tensor([-1.0, 0.0, 1.0]))])
+        z, _ = F.pointwise(x, None, [Clip(torch.tensor([0.0, 0.5, 1.0]))])
+        quiet, _ = F.pointwise(1e-6 * x, None, [Clip(torch.full((3,), 0.25))])
+    assert torch.equal(y, torch.stack([-x[0], 0 * x[0], x[0]]))
+    assert not z[0].any()
+    assert torch.equal(z[1:], torch.stack([x[1].clamp(-0.5, 0.5), x[2]]))
+    torch.testing.assert_close(quiet, 1e-6 * x.clamp(-0.25, 0.25), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS, ids=name_of)
+def test_every_number_of_bits_rounds_half_to_even(provider: tuple[str, str]) -> None:
+    for bits in range(3, 25):
+        x = torch.tensor([[-1.5, -0.5, 0.5, 1.5, 2.5]]) / 2 ** (bits - 1)
+        with running_on(provider):
+            y = F.pointwise(x, None, [Quantise(torch.tensor([bits]))])[0]
+        assert (y * 2 ** (bits - 1)).tolist() == [[-2, 0, 0, 2, 2]], bits
+
+
+@pytest.mark.parametrize("provider", PROVIDERS, ids=name_of)
+def test_the_level_of_a_long_row_is_exact(provider: tuple[str, str]) -> None:
+    steps, i = 1 << 22, torch.tensor([1])
+    x = torch.full((1, steps), 0.1)
+    start = (i - 1)[None]
+    mix = Mix(torch.tensor([0.3, 0.7]), i - 1, i + 1, torch.ones(1), start, start, one(20.0))
+    with running_on(provider):
+        y, _ = F.pointwise(x, None, [mix])
+    truth, _ = R.pointwise(x.double(), i * steps, [mix])
+    assert float(((y - x) / (truth - x) - 1).double().abs().median()) < 1e-6
+
+
 def test_mu_law_gives_the_levels_of_the_standard() -> None:
     # G.711, table 2a: the decoder's values at the ends of segments, of 8159.
     x = torch.tensor([[0.0, 1.0, 30.0, 95.0, 4063.0, 8100.0, 8159.0, 99999.0]]) / 8192
@@ -279,7 +313,42 @@ def test_bad_arguments_are_named() -> None:
         F.pointwise(x, [11, 1], [])
     with pytest.raises(ArgumentTypeError, match=r"steps: wants steps .* got int at position 1"):
         F.pointwise(x, None, [Scale(torch.ones(2)), 3])  # type: ignore[list-item]
-    with pytest.raises(ArgumentError, match=r"step 0, Scale\.factor: wants 2 rows, got 3"):
+    with pytest.raises(ArgumentError, match=r"step 0, Scale\.factor: wants 2 rows, got shape"):
         F.pointwise(x, None, [Scale(torch.ones(3))])
     with pytest.raises(ArgumentError, match=r"step 0, Scale\.factor: wants the device"):
         F.pointwise(x, None, [Scale(torch.ones(2, device="meta"))])
+
+
+def test_what_would_be_read_out_of_bounds_is_refused() -> None:
+    x, two = torch.randn(2, 10), torch.zeros(2, dtype=torch.int64)
+
+    def mix(**changes: Tensor) -> Mix:
+        values = {
+            "samples": torch.ones(7),
+            "offsets": torch.tensor([0, 3]),
+            "counts": torch.tensor([3, 4]),
+            "levels": torch.ones(2),
+            "clips": two[:, None],
+            "starts": two[:, None],
+            "snr": torch.zeros(2),
+        }
+        return Mix(**{**values, **changes})
+
+    F.pointwise(x, None, [mix()])
+    wrong: list[tuple[PointwiseStep, str]] = [
+        (Scale(torch.ones(2, 2)), r"Scale\.factor: wants shape \(2,\), got \(2, 2\)"),
+        (Scale(torch.tensor(1.0)), r"Scale\.factor: wants 2 rows, got shape \(\)"),
+        (Silence(two[:, None].repeat(1, 3), two[:, None]), "first and end differ in shape"),
+        (mix(starts=two[:, None].repeat(1, 2)), "clips and starts differ in shape"),
+        (mix(starts=two[:, None] - 1), r"Mix\.starts: wants at least 0"),
+        (mix(clips=two[:, None] + 2), r"Mix\.clips: wants -1 to 1"),
+        (mix(counts=torch.tensor([3, 0])), "a clip is empty, or lies outside"),
+        (mix(counts=torch.tensor([3, 5])), "a clip is empty, or lies outside"),
+        (Quantise(torch.tensor([8, 25])), r"Quantise\.bits: wants 2 to 24, or 0"),
+        (Quantise(torch.tensor([8, -3])), r"Quantise\.bits: wants 2 to 24, or 0"),
+    ]
+    for step, message in wrong:
+        with pytest.raises(ArgumentError, match=message):
+            F.pointwise(x, None, [step])
+    with pytest.raises(ArgumentTypeError, match=r"Mix\.samples: wants float32 or int16"):
+        F.pointwise(x, None, [mix(samples=torch.ones(7).double())])
