@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -54,13 +54,17 @@ class ClipBank(Resident):
     levels: Tensor
 
     def __init__(self, clips: Sequence[Tensor], *, names: Sequence[str] | None = None) -> None:
-        super().__init__()
         if len(clips) == 0:
             raise ArgumentError("clips", "is empty; a bank wants at least one clip")
-        self.names = tuple(map(str, range(len(clips)) if names is None else names))
-        if len(self.names) != len(clips):
-            raise ArgumentError("names", f"wants {len(clips)}, got {len(self.names)}")
-        stored = [_as_stored(clip, name) for clip, name in zip(clips, self.names, strict=True)]
+        names = tuple(map(str, range(len(clips)) if names is None else names))
+        if len(names) != len(clips):
+            raise ArgumentError("names", f"wants {len(clips)}, got {len(names)}")
+        self._store(map(_as_stored, clips, names), names)
+
+    def _store(self, clips: Iterable[Tensor], names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+        stored = list(clips)
         counts = torch.tensor([len(clip) for clip in stored])
         levels = [float(clip.double().square().mean().sqrt()) for clip in stored]
         for name, value in (
@@ -94,10 +98,16 @@ class ClipBank(Resident):
             AudioError: a file that cannot be read, or is silent.
         """
         paths, clips = load_folder(folder, sample_rate, progress)
-        for path, clip in zip(paths, clips, strict=True):
-            if not bool((clip != 0).any()):
-                raise AudioError(path, "is silent, and cannot be noise at any ratio; remove it")
-        return cls(clips, names=[str(path) for path in paths])
+
+        def stored() -> Iterator[Tensor]:
+            for path, clip in zip(paths, clips, strict=True):
+                if not bool((clip != 0).any()):
+                    raise AudioError(path, "is silent, and cannot be noise at any ratio; remove it")
+                yield _as_stored(clip, str(path))
+
+        bank = cls.__new__(cls)
+        bank._store(stored(), tuple(map(str, paths)))
+        return bank
 
     @classmethod
     def coloured(cls, *, seconds: float = 20.0, sample_rate: int = 16000) -> ClipBank:
@@ -132,8 +142,8 @@ class ClipBank(Resident):
 
 def load_folder(
     folder: str | Path, sample_rate: int, progress: bool | None
-) -> tuple[list[Path], list[Tensor]]:
-    """The audio files below a folder, sorted, and their samples."""
+) -> tuple[list[Path], Iterator[Tensor]]:
+    """The audio files below a folder, sorted, and their samples, one file at a time."""
     from speechft.data import load_audio
     from speechft.data.audio import SUFFIXES
 
@@ -147,7 +157,7 @@ def load_folder(
 
     bar = tqdm(paths, desc=str(folder), unit="file", disable=None if progress is None
                else not progress)  # fmt: skip
-    return paths, [torch.from_numpy(load_audio(path, sample_rate=sample_rate)) for path in bar]
+    return paths, (torch.from_numpy(load_audio(path, sample_rate=sample_rate)) for path in bar)
 
 
 def _as_stored(clip: Tensor, name: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any
 
 import torch
@@ -44,14 +45,18 @@ class Augmentation(nn.Module):
 
     Raises:
         ArgumentError: ``p`` is not from 0 to 1.
+        ArgumentTypeError: ``p`` is no number.
     """
 
     changes: frozenset[str] = frozenset()
     skipped: Tensor
+    p: float
 
     def __init__(self, *, p: float = 1.0) -> None:
         super().__init__()
-        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+        if isinstance(p, bool) or not isinstance(p, Real):
+            raise ArgumentTypeError("p", f"wants a probability, 0 to 1, got {p!r}")
+        if not 0 <= p <= 1:
             raise ArgumentError("p", f"wants a probability, 0 to 1, got {p!r}")
         self.p = float(p)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)

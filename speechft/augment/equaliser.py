@@ -68,7 +68,8 @@ class Equaliser(Filter):
     Args:
         bands: sections, from 3 to 32.
         low: centre of the first, the low shelf, in Hz, at least 20.
-        high: centre of the last, the high shelf, in Hz, at most 0.49 of ``sample_rate``.
+        high: centre of the last, the high shelf, in Hz, at most 0.49 of ``sample_rate``; None:
+            7600, as far as there is as much.
         decibels: the range of the gains, from -24 to 24 dB.
         q: the range of the qualities, from 0.1 to 10.
         sample_rate: samples in a second.
@@ -83,7 +84,7 @@ class Equaliser(Filter):
         self,
         bands: int = 10,
         low: float = 60.0,
-        high: float = 7600.0,
+        high: float | None = None,
         decibels: float | Range = (-12.0, 12.0),
         q: float | Range = (2.0, 5.0),
         *,
@@ -98,6 +99,7 @@ class Equaliser(Filter):
             raise ArgumentError("bands", f"wants 3 to 32, got {bands}")
         self.bands = bands
         highest = 0.49 * self.sample_rate
+        high = min(7600.0, 0.475 * self.sample_rate) if high is None else high
         if not 20 <= low < high <= highest:
             raise ArgumentError(
                 "low, high",

@@ -8,7 +8,8 @@ so a filtered clip lies on the clip that it was made of. With :math:`2h + 1` tap
 
 the high-pass is :math:`\delta - l_f`, and the band from :math:`f` to :math:`g` is dropped by
 :math:`\delta - l_g + l_f`. The step from pass to stop is :math:`58000 / (2h)` Hz wide at 16 kHz,
-with its middle, -6 dB, at the cutoff.
+with its middle, -6 dB, at the cutoff: 57 Hz by default. A cutoff, or a band, that is nearer to 0,
+or narrower, than that is not all removed.
 """
 
 from __future__ import annotations
@@ -29,24 +30,33 @@ from speechft.augment.ranges import (
     shown,
 )
 from speechft.augment.stages import Filter, Response
-from speechft.errors import ArgumentError
+from speechft.errors import ArgumentError, ArgumentTypeError
 from speechft.functional._checks import check_positive
 
 _KAISER_BETA = 5.65326  # 60 dB
-HALF_TAPS = 511
+_HIGHEST = 0.45  # of the sample rate, that a default goes to
+_SECONDS = 511 / 16000  # of taps on each side
 
 
 class _Sinc(Filter):
     """What the three share: a rate, taps, and frequencies drawn evenly in their logarithm."""
 
-    def __init__(self, sample_rate: int, half_taps: int, p: float) -> None:
+    def __init__(self, sample_rate: int, half_taps: int | None, p: float) -> None:
         super().__init__(p=p)
         self.sample_rate = check_positive(sample_rate, "sample_rate")
+        if half_taps is None:
+            half_taps = round(_SECONDS * self.sample_rate)
+        if not isinstance(half_taps, int):
+            raise ArgumentTypeError("half_taps", f"wants an integer, got {half_taps!r}")
         if half_taps < 8:
             raise ArgumentError("half_taps", f"wants at least 8, got {half_taps}")
         self.half_taps = half_taps
 
-    def _frequencies(self, value: float | Range, argument: str) -> tuple[float, float]:
+    def _frequencies(
+        self, value: float | Range | None, argument: str, default: tuple[float, float]
+    ) -> tuple[float, float]:
+        if value is None:
+            value = (default[0], min(default[1], _HIGHEST * self.sample_rate))
         return check_range(value, argument, 1.0, self.sample_rate / 2)
 
     def _low_pass(self, hertz: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,59 +67,59 @@ class _Sinc(Filter):
         return taps, torch.full((len(taps),), self.half_taps, device=taps.device)
 
 
-class LowPass(_Sinc):
-    """Remove what is above a cutoff.
+class _Cutoff(_Sinc):
+    """What low-pass and high-pass share."""
 
-    Args:
-        cutoff: the range in Hz, even in its logarithm.
-        half_taps: taps on each side; see :mod:`speechft.augment.filters`.
-        sample_rate: samples in a second.
-        p: the probability of a sample to be changed at all.
-    """
+    default: tuple[float, float]
 
     def __init__(
         self,
-        cutoff: float | Range = (2000.0, 7000.0),
+        cutoff: float | Range | None = None,
         *,
-        half_taps: int = HALF_TAPS,
+        half_taps: int | None = None,
         sample_rate: int = 16000,
         p: float = 1.0,
     ) -> None:
         super().__init__(sample_rate, half_taps, p)
-        self.cutoff = self._frequencies(cutoff, "cutoff")
+        self.cutoff = self._frequencies(cutoff, "cutoff", self.default)
 
     def draw(self, keys: Tensor) -> dict[str, Tensor]:
         """``cutoff`` (B,), Hz."""
         return {"cutoff": _draw_log(keys, 0, self.cutoff)[:, 0]}
-
-    def responses(self, drawn: Parameters, dtype: torch.dtype) -> list[Response]:
-        """See :class:`~speechft.augment.stages.Filter`."""
-        return [self._finished(self._low_pass(drawn["cutoff"], dtype))]
 
     def extra_repr(self) -> str:
         """The arguments."""
         return ", ".join(filter(None, (f"cutoff={shown(self.cutoff)}", super().extra_repr())))
 
 
-class HighPass(LowPass):
-    """Remove what is below a cutoff.
+class LowPass(_Cutoff):
+    """Remove what is above a cutoff.
 
     Args:
-        cutoff: the range in Hz, even in its logarithm.
-        half_taps: taps on each side; see :mod:`speechft.augment.filters`.
+        cutoff: the range in Hz, even in its logarithm; None: 2000 to 7000, as far as there are.
+        half_taps: taps on each side; None: 32 ms of them. See :mod:`speechft.augment.filters`.
         sample_rate: samples in a second.
         p: the probability of a sample to be changed at all.
     """
 
-    def __init__(
-        self,
-        cutoff: float | Range = (60.0, 500.0),
-        *,
-        half_taps: int = HALF_TAPS,
-        sample_rate: int = 16000,
-        p: float = 1.0,
-    ) -> None:
-        super().__init__(cutoff, half_taps=half_taps, sample_rate=sample_rate, p=p)
+    default = (2000.0, 7000.0)
+
+    def responses(self, drawn: Parameters, dtype: torch.dtype) -> list[Response]:
+        """See :class:`~speechft.augment.stages.Filter`."""
+        return [self._finished(self._low_pass(drawn["cutoff"], dtype))]
+
+
+class HighPass(_Cutoff):
+    """Remove what is below a cutoff.
+
+    Args:
+        cutoff: the range in Hz, even in its logarithm; None: 60 to 500.
+        half_taps: taps on each side; None: 32 ms of them. See :mod:`speechft.augment.filters`.
+        sample_rate: samples in a second.
+        p: the probability of a sample to be changed at all.
+    """
+
+    default = (60.0, 500.0)
 
     def responses(self, drawn: Parameters, dtype: torch.dtype) -> list[Response]:
         """See :class:`~speechft.augment.stages.Filter`."""
@@ -123,9 +133,10 @@ class BandDrop(_Sinc):
 
     Args:
         count: how many bands, a range of integers from 0 to 16.
-        center: the range of a band's middle in Hz, even in its logarithm.
+        center: the range of a band's middle in Hz, even in its logarithm; None: 200 to 7000, as far
+            as there are.
         width: the range of a band's width in Hz, from -6 dB to -6 dB.
-        half_taps: taps on each side; see :mod:`speechft.augment.filters`.
+        half_taps: taps on each side; None: 32 ms of them. See :mod:`speechft.augment.filters`.
         sample_rate: samples in a second.
         p: the probability of a sample to be changed at all.
     """
@@ -133,16 +144,16 @@ class BandDrop(_Sinc):
     def __init__(
         self,
         count: int | Sequence[int] = (1, 3),
-        center: float | Range = (200.0, 7000.0),
+        center: float | Range | None = None,
         width: float | Range = (100.0, 400.0),
         *,
-        half_taps: int = HALF_TAPS,
+        half_taps: int | None = None,
         sample_rate: int = 16000,
         p: float = 1.0,
     ) -> None:
         super().__init__(sample_rate, half_taps, p)
         self.count = check_whole_range(count, "count", 0, 16)
-        self.center = self._frequencies(center, "center")
+        self.center = self._frequencies(center, "center", (200.0, 7000.0))
         self.width = check_range(width, "width", 0, self.sample_rate / 2)
 
     def draw(self, keys: Tensor) -> dict[str, Tensor]:

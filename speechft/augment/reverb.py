@@ -93,7 +93,7 @@ class RoomBank(Resident):
         """
         paths, responses = load_folder(folder, sample_rate, progress)
         names = [str(path) for path in paths]
-        return cls(responses, seconds=seconds, sample_rate=sample_rate, names=names)
+        return cls(list(responses), seconds=seconds, sample_rate=sample_rate, names=names)
 
     @classmethod
     def simulated(

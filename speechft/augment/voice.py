@@ -87,7 +87,7 @@ class Voice(Augmentation):
         if isinstance(pitch, bool) or not 1 <= pitch <= 4:
             raise ArgumentError("pitch", f"wants a ratio from 1 to 4, got {pitch!r}")
         self.formant, self.pitch = float(formant), float(pitch)
-        self._most = round(math.log(pitch) * _PER_NEPER)
+        self._most = math.floor(math.log(pitch) * _PER_NEPER + 1e-9)
         self.fractions = tuple(
             nearest_fraction(2 ** (step / PER_OCTAVE), cents=CENTS)
             for step in range(-self._most, self._most + 1)
@@ -105,7 +105,9 @@ class Voice(Augmentation):
         formant, pitch = ratios
         return {
             "formant": formant,
-            "pitch": ((pitch.log() * _PER_NEPER).round() / _PER_NEPER).exp(),
+            "pitch": (
+                (pitch.log() * _PER_NEPER).round().clamp(-self._most, self._most) / _PER_NEPER
+            ).exp(),
         }
 
     def perturb(

@@ -167,9 +167,9 @@ def test_the_sample_rate_goes_to_all_that_want_to_know():
     assert (low.sample_rate, drop.sample_rate) == (8000, 44100)
     assert torch.equal(noise.bank.samples, ClipBank.coloured(sample_rate=8000).samples)
     assert torch.equal(reverb.bank.responses, RoomBank.simulated(sample_rate=8000).responses)
-    # Frequencies of the defaults that such waveforms do not have.
+    # Frequencies that such waveforms do not have.
     with pytest.raises(ConfigError, match=r"line 1, 0\.LowPass\.cutoff: wants 1 to 4000"):
-        load_chain("[LowPass]", sample_rate=8000)
+        load_chain("[{LowPass: {cutoff: 5000}}]", sample_rate=8000)
     with pytest.raises(ArgumentError, match="sample_rate"):
         load_chain("[Speed]", sample_rate=0)
 

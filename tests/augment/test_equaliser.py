@@ -205,7 +205,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ArgumentError, match="low, high: want 20 to 7840 Hz"):
         Equaliser(10, 60.0, 8000.0)
     with pytest.raises(ArgumentError, match="low, high: want 20 to 3920 Hz"):
-        Equaliser(sample_rate=8000)
+        Equaliser(high=4000.0, sample_rate=8000)
     with pytest.raises(ArgumentError, match="decibels: wants -24 to 24"):
         Equaliser(decibels=(-30, 0))
     with pytest.raises(ArgumentError, match=r"q: wants 0\.1 to 10"):

@@ -20,6 +20,7 @@ from speechft.augment import (
     LowPass,
     Reverb,
     RoomBank,
+    load_chain,
     make_keys,
 )
 from speechft.augment.filters import low_pass
@@ -248,7 +249,24 @@ def test_a_gain_between_filters_is_not_lost() -> None:
                                rtol=0, atol=1e-4)  # fmt: skip
 
 
+def test_defaults_fit_any_sample_rate() -> None:
+    for rate in (8000, 16000, 44100):
+        for kind in (LowPass, HighPass, BandDrop):
+            y, _ = kind(sample_rate=rate)(torch.randn(2, 300), None, keys(2))
+            assert bool(y.isfinite().all())
+        x = torch.zeros(1, 3 * rate, dtype=torch.float64)
+        x[0, rate] = 1
+        y, _ = HighPass(100.0, sample_rate=rate)(x, None, keys(1))
+        level = 20 * torch.fft.rfft(y[0]).abs().log10()
+        assert float(level[300]) == pytest.approx(-6, abs=1)  # 100 Hz
+        assert float(level[150]) < -50
+        load_chain("[LowPass, BandDrop, Equaliser, HighPass]", sample_rate=rate)
+    assert not isinstance(HighPass(), LowPass)
+
+
 def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"half_taps: wants an integer, got 10\.5"):
+        HighPass(half_taps=10.5)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="cutoff: wants 1 to 8000"):
         LowPass((100, 9000))
     with pytest.raises(ArgumentError, match="half_taps: wants at least 8"):
