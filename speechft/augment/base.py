@@ -59,7 +59,9 @@ class Augmentation(nn.Module):
         if not 0 <= p <= 1:
             raise ArgumentError("p", f"wants a probability, 0 to 1, got {p!r}")
         self.p = float(p)
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
+        with torch.inference_mode(False):  # it is written to, in inference mode or not
+            skipped = torch.zeros((), dtype=torch.int64)
+        self.register_buffer("skipped", skipped, persistent=False)
 
     def forward(
         self, waveforms: Tensor, lengths: LengthsLike | None, keys: Tensor
@@ -155,7 +157,7 @@ class Augmentation(nn.Module):
         """
         if self.skipped.device != skipped.device:  # a module that was not moved with the waveforms
             self.skipped = self.skipped.to(skipped.device)
-        self.skipped = self.skipped + skipped.sum()
+        self.skipped += skipped.sum()  # in place: a CUDA graph that is replayed goes on counting
 
     def flatten(self, parameters: Parameters) -> list[tuple[Augmentation, Parameters]]:
         """What is done one after another, compositions taken apart."""

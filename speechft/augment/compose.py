@@ -71,12 +71,6 @@ class Composition(Augmentation):
 
     def flatten(self, parameters: Parameters) -> list[tuple[Augmentation, Parameters]]:
         """See :class:`Augmentation`."""
-        if len(parameters.members) != len(self.augmentations):
-            raise ArgumentError(
-                "parameters",
-                f"wants those of {len(self.augmentations)} members, got those of "
-                f"{len(parameters.members)}",
-            )
         return [
             step
             for member, drawn in zip(self.members, parameters.members, strict=True)

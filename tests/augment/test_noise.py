@@ -106,6 +106,16 @@ def test_one_augmentation_twice_in_a_chain_counts_twice() -> None:
     assert int(noise.skipped) == 4
 
 
+def test_skipped_samples_are_counted_in_place() -> None:
+    """A CUDA graph holds the tensor that it was captured with."""
+    noise = AddNoise(snr=10)
+    counter = noise.skipped
+    for _ in range(3):
+        noise(torch.zeros(2, 100), None, keys(2))
+    assert noise.skipped is counter
+    assert int(counter) == 6
+
+
 def test_coloured_noise_has_its_colour() -> None:
     bank = ClipBank.coloured(seconds=8)
     for clip in range(6):
