@@ -56,6 +56,7 @@ def refine(arguments: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_class_arguments(method.Config)
     parser.add_class_arguments(TrainingSettings)
+    parser.set_defaults(dict(method.training_defaults))
     values = vars(parse(parser, rest))
 
     from speechft.methods.refine import refine as run
@@ -197,8 +198,15 @@ def grid(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--control", action="append", default=[], metavar="NAME=VALUES", help=control
     )
+    condition = "a further factor, done to what was said: noise=clean,street.yaml, where clean is "
+    condition += "nothing done, and a file a chain of augmentations; may be given several times"
+    parser.add_argument(
+        "--condition", action="append", default=[], metavar="NAME=VALUES", help=condition
+    )
+    each = "conditions that are drawn for each voice and text; the others once for all"
+    parser.add_argument("--draw_each", nargs="+", default=[], metavar="NAME", help=each)
     parser.add_argument("--output", metavar="FOLDER", help="what is there already is kept")
-    parser.add_argument("--seed", type=int, default=0, help="for engines that draw")
+    parser.add_argument("--seed", type=int, default=0, help="for engines and conditions")
     parser.add_argument("--workers", type=int, help="at a time; left out: one a processor")
     parser.add_argument("--list_voices", action="store_true", help="print the engine's, and stop")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -214,10 +222,15 @@ def grid(arguments: Sequence[str]) -> int:
         if getattr(values, flag) is None:
             raise UsageError(f"--{flag} is missing")
 
-    from speechft.cli.grid import parse_controls, read_texts
+    from speechft.cli.grid import parse_conditions, parse_controls, read_texts
 
     spec = GridSpec(
-        read_texts(values.texts), values.voices, parse_controls(values.control), values.seed
+        texts=read_texts(values.texts),
+        voices=values.voices,
+        controls=parse_controls(values.control),
+        seed=values.seed,
+        conditions=parse_conditions(values.condition),
+        draw_each=values.draw_each,
     )
     account = make_grid(spec, speaker, values.output, workers=values.workers)
     if values.json:

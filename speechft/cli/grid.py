@@ -1,4 +1,4 @@
-"""What ``speechft grid`` reads: texts in a file, and values of controls as flags."""
+"""What ``speechft grid`` reads: texts in a file, values of controls and conditions as flags."""
 
 from __future__ import annotations
 
@@ -32,6 +32,29 @@ def parse_controls(given: Sequence[str]) -> dict[str, list[float | int | str]]:
             raise ConfigError(f"--control: {name} is there twice")
         controls[name] = [_number(value.strip()) for value in values.split(",")]
     return controls
+
+
+def parse_conditions(given: Sequence[str]) -> dict[str, dict[str, str | None]]:
+    """``noise=clean,street.yaml`` as a name and its chains: files by their stems, or nothing."""
+    conditions: dict[str, dict[str, str | None]] = {}
+    for one in given:
+        name, equals, values = one.partition("=")
+        if not equals or not name or not values:
+            raise ConfigError(f"--condition: wants NAME=clean,CHAIN.yaml,..., got {one!r}")
+        if name in conditions:
+            raise ConfigError(f"--condition: {name} is there twice")
+        conditions[name] = {}
+        for value in map(str.strip, values.split(",")):
+            if not value:
+                raise ConfigError(f"--condition: {name} has an empty value in {one!r}")
+            stem = Path(value).stem
+            if stem in conditions[name]:
+                raise ConfigError(
+                    f"--condition: {name} has two values {stem!r}; a file goes by its name without "
+                    "folder and ending, so rename one"
+                )
+            conditions[name][stem] = None if value == "clean" else value
+    return conditions
 
 
 def _number(value: str) -> float | int | str:

@@ -4,7 +4,8 @@
 engine                what it needs                                  controls
 ====================  =============================================  ===============================
 ``espeak-ng``         ``pip install espeakng-loader``                pitch 0..99, rate (words a
-                                                                     minute), range 0..99
+                                                                     minute), range 0..99, accent
+                                                                     (a language)
 ``flite``             the program                                    stretch, of durations
 ``festival``          the program, and a voice                       stretch, of durations
 ``piper``             ``pip install piper-tts``, and a voice's file  length_scale
@@ -86,10 +87,13 @@ class EspeakNG(Engine):
 
     A voice is a language and a variant, such as ``en-us+f2`` or ``fr+Annie``. It is a formant
     synthesizer: its variants are clearly distinct, and none sounds like a person.
+
+    The control ``accent`` is a language in place of the voice's own: ``en-us+f2`` with the accent
+    ``en-gb-scotland`` is said as ``en-gb-scotland+f2``, by the same vocal tract.
     """
 
     name = "espeak-ng"
-    controls = ("pitch", "rate", "range")
+    controls = ("pitch", "rate", "range", "accent")
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -111,12 +115,17 @@ class EspeakNG(Engine):
 
     def speak(self, text: str, voice: str, seed: int, controls: Controls) -> Spoken:
         """See :class:`Engine`."""
-        _, _, variant = voice.partition("+")
+        _, plus, variant = voice.partition("+")
         # espeak itself says an unknown variant in the language's own voice.
         if variant and variant not in self._variants():
             raise EngineError(f"espeak-ng has no voice {voice!r}: no variant {variant!r}")
-        server = self._server()
         request = {"text": text, "voice": voice, **controls}
+        accent = request.pop("accent", None)
+        if accent is not None:
+            if "+" in str(accent):
+                raise EngineError(f"espeak-ng has no accent {accent!r}: wants a language alone")
+            request["voice"] = f"{accent}{plus}{variant}"
+        server = self._server()
         assert server.stdin is not None
         assert server.stdout is not None
         try:
@@ -129,7 +138,10 @@ class EspeakNG(Engine):
                 return Spoken(samples, answer["rate"])
         except (OSError, json.JSONDecodeError) as error:
             answer = {"error": f"espeak-ng's process ended: {error}"}
-        raise EngineError(answer.get("error", "espeak-ng's process ended"))
+        reason = answer.get("error", "espeak-ng's process ended")
+        if accent is not None and "has no voice" in reason:
+            reason = f"espeak-ng has no accent {accent!r}: wants a language, as 'en-gb-scotland' is"
+        raise EngineError(reason)
 
     def _variants(self) -> set[str]:
         self.version()

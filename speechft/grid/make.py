@@ -2,113 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechft.errors import ArgumentError
-from speechft.grid.engines import Engine, EngineError, Spoken, check_voices
-
-RATE = 16000
-_SILENT = 10 ** (-60 / 20)  # of full scale: nothing in it is louder
-_SHORTEST = 0.1  # seconds
-
-
-@dataclass(frozen=True)
-class GridSpec:
-    """What is said: every text in every voice, with every value of every control.
-
-    Attributes:
-        texts: what to say.
-        voices: of the engine.
-        controls: values of the engine's controls by name, such as ``{"pitch": [20, 50, 80]}``:
-            a factor each.
-        seed: for engines that draw.
-
-    Raises:
-        ArgumentError: no texts, no voices, a text without letters, a control without values.
-    """
-
-    texts: Sequence[str]
-    voices: Sequence[str]
-    controls: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("texts", "voices"):
-            values = getattr(self, name)
-            if isinstance(values, str) or not values:
-                raise ArgumentError(name, f"wants a list of at least one, got {values!r}")
-        for position, text in enumerate(self.texts):
-            if not any(character.isalnum() for character in text):
-                raise ArgumentError("texts", f"text {position} has nothing to say: {text!r}")
-        for name, values in self.controls.items():
-            if isinstance(values, str) or not values:
-                raise ArgumentError(
-                    "controls", f"{name} wants a list of at least one value, got {values!r}"
-                )
-
-    def cells(self) -> tuple[list[Cell], list[tuple[Cell, str]]]:
-        """Each cell once, and those that are said already, with the reason."""
-        names = list(self.controls)
-        cells: list[Cell] = []
-        double: list[tuple[Cell, str]] = []
-        seen: dict[tuple[Any, ...], Cell] = {}
-        axes = [list(enumerate(self.voices)), list(enumerate(self.texts))]
-        axes += [list(enumerate(self.controls[name])) for name in names]
-        for (v, voice), (t, text), *rest in itertools.product(*axes):
-            cell = Cell(
-                voice,
-                text,
-                {name: value for name, (_, value) in zip(names, rest, strict=True)},
-                {"voice": v, "text": t}
-                | {name: number for name, (number, _) in zip(names, rest, strict=True)},
-            )
-            same = (voice, text, *(repr(value) for _, value in rest))
-            if same in seen:
-                double.append((cell, f"the same as {seen[same].id}"))
-            else:
-                seen[same] = cell
-                cells.append(cell)
-        return cells, double
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A text in a voice, with a value of each control.
-
-    Attributes:
-        voice: which.
-        text: what is said.
-        controls: by name.
-        factors: positions of all three in the grid's lists: integers.
-    """
-
-    voice: str
-    text: str
-    controls: Mapping[str, Any]
-    factors: Mapping[str, int]
-
-    @property
-    def id(self) -> str:
-        """Such as ``voice3-text17-pitch0``."""
-        return "-".join(f"{name}{number}" for name, number in self.factors.items())
-
-    def file(self, engine: str, version: str, seed: int) -> Path:
-        """Below the grid's folder: named after all that decides what is heard."""
-        known = [engine, version, self.voice, self.text, sorted(self.controls.items()), seed]
-        digest = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:20]
-        folder = re.sub(r"[^\w.+-]+", "_", Path(self.voice).name)[:60]
-        return Path("audio") / folder / f"{digest}.wav"
+from speechft.grid._audio import checked, samples_of, wav_of, within_scale, write_whole
+from speechft.grid.conditions import load_conditions
+from speechft.grid.engines import Engine, EngineError, check_voices
+from speechft.grid.spec import Cell, GridSpec
 
 
 @dataclass
@@ -178,6 +85,11 @@ def make_grid(
     voice. Audio is 16 kHz, 16 bits, mono. A cell that fails is a hole of the grid, and is named in
     the account with the reason.
 
+    A voice, a text and controls are said once, whatever the number of conditions, and only where
+    one of their cells is missing; conditions work on the 16 bits that a cell without any would
+    hold. One that takes samples beyond full scale has the whole clip scaled down to a peak of 1:
+    nothing is clipped that its chain does not clip. One that leaves silence is a failed cell.
+
     Args:
         spec: what is said.
         engine: who says it.
@@ -191,6 +103,7 @@ def make_grid(
     Raises:
         EngineError: the engine is not installed, has no such voice, or fails on every cell.
         ArgumentError: controls that the engine does not have.
+        ConfigError: the chain of a condition cannot be made.
     """
     unknown = [name for name in spec.controls if name not in engine.controls]
     if unknown:
@@ -198,27 +111,50 @@ def make_grid(
         raise ArgumentError("controls", f"{engine.name} has no {unknown[0]!r}; it has {known}")
     version = engine.version()
     check_voices(spec.voices, engine)
+    conditions = load_conditions(spec.conditions, spec.draw_each)
     cells, double = spec.cells()
     folder = Path(output)
-    factors = {"voice": len(set(spec.voices)), "text": len(set(spec.texts))}
-    factors |= {
-        name: len({repr(value) for value in values}) for name, values in spec.controls.items()
-    }
-    account = Account(folder, factors, skipped={cell.id: reason for cell, reason in double})
+    account = Account(folder, spec.factors(), skipped={cell.id: why for cell, why in double})
 
-    def make(cell: Cell) -> tuple[Cell, Path, bool, str | None]:
-        path = folder / cell.file(engine.name, version, spec.seed)
-        if path.exists():
-            return cell, path, False, None
-        try:
-            _write(path, _checked(engine.speak(cell.text, cell.voice, spec.seed, cell.controls)))
-        except EngineError as error:
-            return cell, path, True, str(error)
-        return cell, path, True, None
+    def make(group: Sequence[Cell]) -> list[tuple[Cell, Path, bool, str | None]]:
+        """Cells that differ in conditions alone: what each is, whether it is new, why it is not."""
+        made: dict[str, tuple[Cell, Path, bool, str | None]] = {}
+        missing = []
+        plain = folder / group[0].file(engine.name, version, spec.seed)
+        for cell in group:
+            todo = [conditions[name][value] for name, value in cell.conditions.items()]
+            steps = [(one, one.key(spec.seed, cell.said)) for one in todo if one is not None]
+            done = [(one.content, key) for one, key in steps]
+            path = folder / cell.file(engine.name, version, spec.seed, done)
+            made[cell.id] = (cell, path, False, None)
+            if not path.exists():
+                missing.append((cell, path, steps))
+        said: bytes | str | None = None  # a WAV file, or why there is none
+        for cell, path, steps in missing:
+            try:
+                if said is None:
+                    said = _said(engine, group[0], spec.seed, plain)
+                if isinstance(said, str):
+                    raise EngineError(said)
+                if not steps:
+                    write_whole(path, said)
+                else:
+                    samples = samples_of(said)
+                    for condition, key in steps:
+                        samples = condition.apply(samples, key)
+                    write_whole(path, wav_of(within_scale(samples, cell.conditions)))
+            except EngineError as error:
+                said = str(error) if said is None else said
+                made[cell.id] = (cell, path, True, str(error))
+            else:
+                made[cell.id] = (cell, path, True, None)
+        return list(made.values())
 
     rows = []
+    groups = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: cell.said)]
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for cell, path, new, reason in _bar(pool.map(make, cells), len(cells), progress):
+        results = itertools.chain.from_iterable(pool.map(make, groups))
+        for cell, path, new, reason in _bar(results, len(cells), progress):
             if reason is not None:
                 account.failed[cell.id] = reason
                 continue
@@ -247,30 +183,15 @@ def _row(cell: Cell, path: Path, folder: Path) -> dict[str, Any]:
         "speaker": cell.voice,
         "text": cell.text,
         "factors": {f"{name}_id": number for name, number in cell.factors.items()},
+        **({"conditions": dict(cell.conditions)} if cell.conditions else {}),
     }
 
 
-def _checked(spoken: Spoken) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """At 16 kHz; what nobody can hear is no cell."""
-    samples, rate = spoken
-    if len(samples) < _SHORTEST * rate or float(np.abs(samples).max()) < _SILENT:
-        raise EngineError(f"silence: {len(samples) / rate:.2f} s, and nothing louder than -60 dB")
-    if rate != RATE:
-        import soxr
-
-        samples = soxr.resample(samples, rate, RATE)
-    return np.asarray(samples, dtype=np.float32)
-
-
-def _write(path: Path, samples: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-    """Whole or not at all."""
-    import soundfile
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.{id(samples)}.part")
-    with unfinished.open("wb") as file:
-        soundfile.write(file, samples.clip(-1, 1), RATE, subtype="PCM_16", format="WAV")
-    os.replace(unfinished, path)
+def _said(engine: Engine, cell: Cell, seed: int, plain: Path) -> bytes:
+    """The WAV file of a cell without conditions, or of what the engine says now."""
+    if plain.exists():
+        return plain.read_bytes()
+    return wav_of(checked(engine.speak(cell.text, cell.voice, seed, cell.controls)))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -185,7 +185,7 @@ def test_espeak_says_the_same_each_time(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
     spec = GridSpec(
         ["The quick brown fox.", "Jumps over the lazy dog."],
-        ["en-us+m1", "en-us+f2", "fr", "en-us+nobody"],
+        ["en-us+m1", "en-us+m3", "fr", "en-us+nobody"],
         {"pitch": [20, 80], "rate": [120, 260]},
     )
     first = make_grid(spec, engine("espeak-ng"), tmp_path / "a", workers=2, progress=False)
