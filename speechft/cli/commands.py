@@ -240,6 +240,23 @@ def grid(arguments: Sequence[str]) -> int:
     return 0
 
 
+def export(arguments: Sequence[str]) -> int:
+    """``speechft export MODEL FILE.onnx``: a model for other runtimes."""
+    parser = _plain("export", "Write an encoder, or a model of subspaces, as ONNX.")
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face name or folder")
+    parser.add_argument("output", metavar="FILE", help="the .onnx file to write")
+    values = _parse_plain(parser, arguments)
+
+    from speechft.models import load, load_subspaces
+    from speechft.models.subspaces_saving import export_onnx, is_subspace_folder
+
+    _quiet()
+    split = is_subspace_folder(values.model)
+    export_onnx(load_subspaces(values.model) if split else load(values.model), values.output)
+    print(f"written to {values.output}")
+    return 0
+
+
 def bench(arguments: Sequence[str]) -> int:
     """``speechft bench OP``: time an op against its reference and its peers."""
     from speechft.bench.run import main
@@ -294,6 +311,7 @@ COMMANDS = {
     "evaluate": Command("judge an encoder by tasks: phones, query, speaker, ...", evaluate),
     "augment": Command("perturb a file as a run would: hear and see it", augment),
     "grid": Command("make a grid of speech: every voice says every text", grid),
+    "export": Command("write a model as ONNX", export),
     "check": Command("read all audio of a data set and say what is bad", check),
     "bench": Command("time an op against its reference and its peers", bench),
     "doctor": Command("say what runs here", doctor),

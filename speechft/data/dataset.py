@@ -102,6 +102,11 @@ class SpeechDataset(Dataset[Sample]):
         self.factor_names = tuple(factors)
         self._factors = self.manifest.factor_ids(self.factor_names)
 
+    @property
+    def factors(self) -> Tensor:
+        """Integer ids of the labels asked for, (N, K), -1 where unknown."""
+        return self._factors
+
     def __len__(self) -> int:
         return len(self.manifest)
 

@@ -97,6 +97,7 @@ class Embeddings:
         self.batch_seconds = batch_seconds
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.layers = tuple(range(encoder.num_layers + 1))
+        self.spaces: dict[str, tuple[int, int]] = dict(getattr(encoder, "spaces", {}))
         self._model_key = model_key(encoder) if self.cache else ""
         self._datasets: dict[str, SpeechDataset] = {}
         self._kept: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -122,6 +123,12 @@ class Embeddings:
             AudioError: an utterance cannot be used.
             ArgumentError: a layer that does not exist, or frames that memory does not hold.
         """
+        if self.spaces:
+            raise ArgumentError(
+                "model",
+                "gives a vector an utterance and no frames; give this task "
+                "load_subspaces(...).folded() instead",
+            )
         chosen = self.layers if layers is None else tuple(layers)
         unknown = [layer for layer in chosen if layer not in self.layers]
         if unknown or not chosen:

@@ -25,7 +25,11 @@ def draw(result: TaskResult, folder: Path) -> list[Path]:
         written.append(path)
     if "det" in result.curves:
         path = folder / f"{result.task}-det.png"
-        det({"": result.curves["det"]}, path)
+        det(result.curves["det"], path)
+        written.append(path)
+    if len({figure.of for figure in result.figures if figure.name == "probe"}) > 1:
+        path = folder / f"{result.task}-matrix.png"
+        matrix(result, path)
         written.append(path)
     for space, vectors, labels, factor in result.curves.get("maps", ()):
         if min(vectors.shape) < 4:
@@ -117,7 +121,55 @@ def det(curves: dict[str, tuple[Any, Any, Any]], path: str | Path, *, title: str
     axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.3)
     if any(curves):
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper right")
+    fig.savefig(path, dpi=130)
+    plt.close(fig)
+
+
+def matrix(result: TaskResult, path: str | Path, *, title: str = "") -> None:
+    """Which subspace knows which factor: a cell for each, dark where a probe finds it.
+
+    A cell shows the accuracy of the probe, and below it chance and the EER. Its colour is the
+    accuracy on the way from chance (white) to 1.
+
+    Args:
+        result: of the task ``leakage``.
+        path: of the PNG.
+        title: None: the task and its data.
+    """
+    plt = _pyplot()
+    found: dict[tuple[str, str], dict[str, Figure]] = defaultdict(dict)
+    for figure in result.figures:
+        factor, _, space = figure.of.partition(" from ")
+        found[space, factor][figure.name] = figure
+    spaces = list(dict.fromkeys(space for space, _ in found))
+    factors = list(dict.fromkeys(factor for _, factor in found))
+    shade = np.full((len(spaces), len(factors)), np.nan)
+    fig, axis = plt.subplots(
+        figsize=(2.4 + 1.9 * len(factors), 1.3 + 0.85 * len(spaces)), layout="constrained"
+    )
+    for row, space in enumerate(spaces):
+        for column, factor in enumerate(factors):
+            cell = found[space, factor]
+            lines = []
+            if "probe" in cell:
+                probe, chance = cell["probe"].mean, cell["chance"].mean
+                shade[row, column] = max(0.0, (probe - chance) / max(1 - chance, 1e-9))
+                lines += [f"{100 * probe:.1f} %", f"chance {100 * chance:.1f} %"]
+            if "EER" in cell:
+                lines.append(f"EER {100 * cell['EER'].mean:.1f} %")
+            colour = "white" if shade[row, column] > 0.55 else "black"
+            axis.text(column, row, "\n".join(lines), ha="center", va="center", fontsize=8,
+                      color=colour)  # fmt: skip
+    axis.imshow(shade, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axis.set_xticks(range(len(factors)), factors)
+    axis.set_yticks(range(len(spaces)), spaces)
+    axis.xaxis.tick_top()
+    axis.set_xlabel("factor that is looked for")
+    axis.xaxis.set_label_position("top")
+    axis.set_ylabel("in the subspace")
+    axis.tick_params(length=0)
+    fig.suptitle(title or f"{result.task} on {result.data}", fontsize=11)
     fig.savefig(path, dpi=130)
     plt.close(fig)
 

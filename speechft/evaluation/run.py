@@ -20,6 +20,9 @@ from speechft.evaluation.layouts import EvaluationData, read_evaluation_data
 from speechft.evaluation.log_mel import LogMel
 from speechft.evaluation.result import EvaluationReport
 from speechft.evaluation.tasks import TASKS, Context, Task
+from speechft.models import SubspaceModel, load, load_subspaces
+from speechft.models.subspaces import UtteranceEncoder
+from speechft.models.subspaces_saving import is_subspace_folder
 
 
 def evaluate(
@@ -43,7 +46,8 @@ def evaluate(
 
     Args:
         model: what :func:`speechft.models.load` takes, ``"log-mel"`` for the features that an
-            encoder has to beat, or an encoder.
+            encoder has to beat, or an encoder. A subspace model (or the folder of one) is judged
+            subspace by subspace, beside the pooled features that it starts from.
         tasks: names in :data:`speechft.evaluation.tasks.TASKS`, or tasks with settings.
         data: ``"embedded"`` for the corpus that ships with speechft, a manifest, a folder in one
             of the official layouts (:mod:`speechft.evaluation.layouts`), or such data.
@@ -148,10 +152,10 @@ def _encoder(
         if str(model) == "log-mel":
             encoder: Any = LogMel()
         else:
-            from speechft.models import load
-
-            encoder = load(model)
+            encoder = _load(model)
         return encoder.to(place).eval(), str(model), lambda: None
+    if isinstance(model, SubspaceModel):
+        return _encoder(UtteranceEncoder(model), device)
     before = next((t.device for t in (*model.parameters(), *model.buffers())), place)
     training = {module: module.training for module in model.modules()}
 
@@ -161,3 +165,10 @@ def _encoder(
             module.training = mode
 
     return model.to(place).eval(), f"{type(model).__name__} in memory", restore
+
+
+def _load(model: str | Path) -> Any:
+    """An encoder, or what stands for a subspace model."""
+    if is_subspace_folder(model):
+        return UtteranceEncoder(load_subspaces(model))
+    return load(model)

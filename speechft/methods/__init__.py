@@ -6,9 +6,10 @@ import difflib
 
 from speechft.errors import ConfigError
 from speechft.methods.base import Method, MethodConfig, MethodOutput
+from speechft.methods.interventional import Interventional, InterventionalConfig
 from speechft.methods.score import Score, ScoreConfig
 
-METHODS: dict[str, type[Method]] = {Score.name: Score}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Score, Interventional)}
 
 
 def get(name: str) -> type[Method]:
@@ -27,4 +28,14 @@ def get(name: str) -> type[Method]:
     raise ConfigError(f"method: no {name!r}{hint} There are: {', '.join(METHODS)}")
 
 
-__all__ = ["METHODS", "Method", "MethodConfig", "MethodOutput", "Score", "ScoreConfig", "get"]
+__all__ = [
+    "METHODS",
+    "Interventional",
+    "InterventionalConfig",
+    "Method",
+    "MethodConfig",
+    "MethodOutput",
+    "Score",
+    "ScoreConfig",
+    "get",
+]

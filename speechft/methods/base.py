@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from speechft.data import SpeechDataset
 from speechft.models import Encoder
+from speechft.training.loader import TrainingData, speech_data
+from speechft.training.settings import TrainingSettings
 from speechft.training.trainable import Trainable
 
 
@@ -29,27 +34,48 @@ class Method(Trainable):
     Frozen targets, teachers, centres and schedules are submodules or buffers, so a checkpoint of
     the module is a checkpoint of the method. :attr:`encoder` is what comes out refined.
 
+    ``forward`` gives a :class:`MethodOutput` of what :attr:`inputs` names; for most methods
+    ``waveforms`` (B, T) at the encoder's rate, ``lengths`` (B,) valid samples, and ``keys`` (B,)
+    int64, from (seed, epoch, utterance), from which comes all that is drawn.
+
     Attributes:
         name: what :func:`speechft.methods.get` and the command line call it.
         source: the paper.
         Config: its settings.
+        training_defaults: settings of training that differ from those of
+            :class:`speechft.training.TrainingSettings`, as published.
+        encoder_name: what the encoder was loaded by, where that is no folder.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    encoder_name: str | None = None
 
     encoder: Encoder
+    forward: Callable[..., MethodOutput]
 
-    def forward(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> MethodOutput:
-        """The loss of a batch.
+    @classmethod
+    def labels(cls, config: Any) -> tuple[str, ...]:
+        """Labels of the manifest that become ``factors`` of a batch, in this order."""
+        return ()
+
+    def training_data(
+        self, dataset: SpeechDataset, settings: TrainingSettings, output: Path
+    ) -> TrainingData:
+        """What to train on: waveforms in batches of similar lengths, unless a method says else.
 
         Args:
-            waveforms: (B, T) at the encoder's rate.
-            lengths: (B,) valid samples.
-            keys: (B,) int64, from (seed, epoch, utterance); all that is drawn comes from them.
+            dataset: the utterances.
+            settings: of the run.
+            output: the run's folder, for what is worth keeping.
         """
-        raise NotImplementedError
+        return speech_data(dataset, settings)
+
+    def save(self, output: Path) -> None:
+        """Write what comes out: the refined encoder, unless a method says else."""
+        self.encoder.eval().save_pretrained(output)
 
     def tuned(self) -> list[str]:
         """Names of the encoder's tensors that train, as the plain model calls them."""

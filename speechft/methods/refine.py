@@ -11,25 +11,14 @@ from typing import Literal
 
 import torch
 
-from speechft.augment import make_keys
-from speechft.data import (
-    LengthBatchSampler,
-    Manifest,
-    SpeechDataset,
-    collate,
-    embedded_corpus,
-    read_manifest,
-)
+from speechft.data import Manifest, SpeechDataset, embedded_corpus, read_manifest
 from speechft.errors import ConfigError, InterruptedRun
 from speechft.methods import get
 from speechft.methods.base import Method, MethodConfig
 from speechft.methods.report import Report
 from speechft.models import Encoder, load
 from speechft.training import TrainingSettings
-
-# The epoch of the perturbations under which the loss is taken before and after: no epoch of
-# training has it.
-_EVALUATION_EPOCH = 2**63
+from speechft.training.loader import TrainingData
 
 
 def refine(
@@ -77,7 +66,7 @@ def refine(
         raise ConfigError(
             f"config: {method!r} wants {kind.Config.__name__}, got {type(config).__name__}"
         )
-    training = training or TrainingSettings()
+    training = training or TrainingSettings(**kind.training_defaults)
     output = Path(output)
     checkpoint = _prepare_output(output, resume)
     device = device_of(training)
@@ -90,19 +79,23 @@ def refine(
         min_samples=encoder.minimum_samples,
         max_duration=max_duration,
         sample_rate=encoder.sample_rate,
+        factors=kind.labels(config),
         workers=training.workers,
     )
     dataset.ledger.write(output / "ledger.json")
     refiner = kind(encoder, config, seed=training.seed).to(device)  # type: ignore[call-arg]
     refiner.stopwatch.cuda = device.type == "cuda"
+    if not isinstance(model, Encoder) and not Path(model).is_dir():
+        refiner.encoder_name = str(model)
+    source = refiner.training_data(dataset, training, output)
 
-    before = _mean_loss(refiner, dataset, training) if checkpoint is None else _loss_before(output)
+    before = _mean_loss(refiner, source) if checkpoint is None else _loss_before(output)
     (output / "start.json").write_text(json.dumps({"loss_before": before}) + "\n")
     refiner.stopwatch.reset()
     progress, stop = Progress(), StopOnSignal()
     trainer = RefinementTrainer(
         refiner,
-        dataset,
+        source,
         training,
         output,
         callbacks=[
@@ -111,17 +104,19 @@ def refine(
     )  # fmt: skip
     progress.trainer = trainer
     start = time.perf_counter()
+    steps = training.steps if any(p.requires_grad for p in refiner.parameters()) else 0
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if steps:
+            trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         stop.restore()
     seconds = time.perf_counter() - start
-    if trainer.state.global_step < training.steps:
+    if trainer.state.global_step < steps:
         raise InterruptedRun(trainer.state.global_step, output)
     phases = refiner.stopwatch.seconds()
 
-    after = _mean_loss(refiner, dataset, training)
-    encoder.eval().save_pretrained(output)
+    after = _mean_loss(refiner, source)
+    refiner.save(output)
     report = Report.make(
         method=refiner,
         model=str(model) if not isinstance(model, Encoder) else encoder.config.model_type,
@@ -173,18 +168,16 @@ def _loss_before(output: Path) -> float:
 
 
 @torch.no_grad()
-def _mean_loss(method: Method, dataset: SpeechDataset, settings: TrainingSettings) -> float:
-    """The loss in eval mode on the first utterances, always under the same perturbations."""
+def _mean_loss(method: Method, data: TrainingData) -> float:
+    """The loss in eval mode, always on the same utterances under the same perturbations."""
     training = method.training
     method.eval()
     device = next(method.parameters()).device
-    count = min(settings.evaluate_utterances, len(dataset))
-    sampler = LengthBatchSampler(dataset.lengths[:count], batch_size=settings.batch_size)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for indices in sampler.batches(0):
-        batch = collate([dataset[index] for index in indices])
-        keys = make_keys(settings.seed, _EVALUATION_EPOCH, batch["keys"])
-        tensors = (t.to(device) for t in (batch["waveforms"], batch["lengths"], keys))
-        total += method(*tensors).loss.double() * len(indices)
+    utterances = 0
+    for count, batch in data.evaluation():
+        loss = method(**{name: batch[name].to(device) for name in method.inputs}).loss
+        total += loss.double() * count
+        utterances += count
     method.train(training)
-    return float(total) / count
+    return float(total) / utterances

@@ -12,6 +12,17 @@ from __future__ import annotations
 
 from speechft.models.encoder import SUPPORTED, Encoder, EncoderOutput
 from speechft.models.loading import load, wrap
+from speechft.models.subspaces import FoldedEncoder, SubspaceModel, load_subspaces
 from speechft.models.tiny import tiny
 
-__all__ = ["SUPPORTED", "Encoder", "EncoderOutput", "load", "tiny", "wrap"]
+__all__ = [
+    "SUPPORTED",
+    "Encoder",
+    "EncoderOutput",
+    "FoldedEncoder",
+    "SubspaceModel",
+    "load",
+    "load_subspaces",
+    "tiny",
+    "wrap",
+]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from speechft.augment import make_keys
-from speechft.data import Batch, LengthBatchSampler, Sample, SpeechDataset, collate
+from speechft.data import LengthBatchSampler, Sample, SpeechDataset, collate
+from speechft.training.settings import TrainingSettings
+
+# The epoch of what is drawn when the loss is taken before and after: no epoch of training has it.
+EVALUATION_EPOCH = 2**63
 
 
 class Position(NamedTuple):
@@ -17,6 +22,56 @@ class Position(NamedTuple):
 
     epoch: int
     utterance: int
+
+
+class Batches(Protocol):
+    """Which items make the batches of an epoch: a function of the epoch, as many in each."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, epoch: int) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on.
+
+    Attributes:
+        dataset: items by :class:`Position`.
+        batches: of an epoch.
+        collate: what makes a batch of a list of items: a mapping that has ``lengths``, samples of
+            audio (B,), and what the method takes.
+        evaluation: the batches on which the loss is taken before and after, each with the number
+            of its utterances.
+        sample_rate: of ``lengths``, Hz.
+    """
+
+    dataset: Dataset[Any]
+    batches: Batches
+    collate: Callable[[Any], Any]
+    evaluation: Callable[[], Iterator[tuple[int, Mapping[str, Any]]]]
+    sample_rate: int
+
+
+def speech_data(dataset: SpeechDataset, settings: TrainingSettings) -> TrainingData:
+    """Waveforms in batches of similar lengths."""
+    limit = settings.max_batch_seconds
+    batches = LengthBatchSampler(
+        dataset.lengths,
+        batch_size=settings.batch_size,
+        max_samples=None if limit is None else int(limit * dataset.sample_rate),
+        seed=settings.seed,
+    )
+    keyed = KeyedDataset(dataset, settings.seed)
+
+    def evaluation() -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The first utterances, always under the same perturbations."""
+        count = min(settings.evaluate_utterances, len(dataset))
+        first = LengthBatchSampler(dataset.lengths[:count], batch_size=settings.batch_size)
+        for indices in first.batches(0):
+            yield len(indices), collate([keyed[Position(EVALUATION_EPOCH, i)] for i in indices])
+
+    return TrainingData(keyed, batches, collate, evaluation, dataset.sample_rate)
 
 
 class KeyedDataset(Dataset[Sample]):
@@ -44,7 +99,7 @@ class StepSampler(Sampler[list[Position]]):
 
     def __init__(
         self,
-        batches: LengthBatchSampler,
+        batches: Batches,
         total: int,
         first: Callable[[], int],
         *,
@@ -67,23 +122,23 @@ class StepSampler(Sampler[list[Position]]):
 
 
 def make_loader(
-    dataset: SpeechDataset, sampler: StepSampler, *, seed: int, workers: int
-) -> DataLoader[Sample]:
-    """A loader of :class:`~speechft.data.Batch`.
+    data: TrainingData, sampler: StepSampler, *, seed: int, workers: int
+) -> DataLoader[Any]:
+    """A loader of the batches that the sampler asks for.
 
     It has a generator of its own: without one, starting an iterator takes a number from torch's
     global generator, and the dropout of a resumed run would differ.
     """
     return DataLoader(
-        KeyedDataset(dataset, seed),
+        data.dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=data.collate,
         num_workers=workers,
         generator=torch.Generator().manual_seed(seed),
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def audio_seconds(batch: Batch, sample_rate: int) -> float:
+def audio_seconds(batch: Mapping[str, Any], sample_rate: int) -> float:
     """Seconds of audio in a batch, padding apart."""
     return int(batch["lengths"].sum()) / sample_rate

@@ -18,7 +18,10 @@ class TrainingSettings:
         max_batch_seconds: padded seconds a batch, at most; None for no bound.
         accumulate: batches an update.
         learning_rate: the peak, after the warm-up; AdamW.
-        warmup_steps: updates of linear warm-up, then linear decay to 0; None: 1,000 of 3,600.
+        warmup_steps: updates of warm-up; None: 1,000 of 3,600, or a tenth of one cycle.
+        schedule: ``"linear"`` warm-up and decay to 0, or ``"one_cycle"``: cosines from a 25th of
+            the peak, and down to a 25,000th, the momentum from 0.95 to 0.85 and back (torch's
+            ``OneCycleLR``).
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm; 0 for no clipping.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast (losses stay in float32).
@@ -40,6 +43,7 @@ class TrainingSettings:
     accumulate: int = 1
     learning_rate: float = 2e-5
     warmup_steps: int | None = None
+    schedule: Literal["linear", "one_cycle"] = "linear"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -65,10 +69,14 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name}: wants a finite number above 0, got {value}")
+        if self.schedule == "one_cycle" and self.warmup > self.steps:
+            raise ConfigError(f"warmup_steps: wants at most {self.steps} steps, got {self.warmup}")
 
     @property
     def warmup(self) -> int:
-        """Updates of warm-up: as set, or 1,000 of 3,600 as SCORE has it."""
+        """Updates of warm-up: as set, or as SCORE or one cycle has it."""
         if self.warmup_steps is not None:
             return self.warmup_steps
+        if self.schedule == "one_cycle":
+            return max(1, self.steps // 10)
         return round(self.steps * 1000 / 3600)

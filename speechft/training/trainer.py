@@ -13,24 +13,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from speechft.data import LengthBatchSampler, SpeechDataset
 from speechft.errors import DivergedError, NonFiniteError
 from speechft.training.audit import GradientAudit
-from speechft.training.loader import StepSampler, audio_seconds, make_loader
+from speechft.training.loader import StepSampler, TrainingData, audio_seconds, make_loader
 from speechft.training.settings import TrainingSettings
 from speechft.training.trainable import Trainable
 
 
 class RefinementTrainer(Trainer):  # type: ignore[misc]
-    """Trains a :class:`speechft.methods.Method` on a :class:`~speechft.data.SpeechDataset`.
+    """Trains a :class:`speechft.methods.Method` on :class:`~speechft.training.loader.TrainingData`.
 
     What it adds to its base: batches and perturbations are pure functions of (seed, step), so a
     resumed run is the same run; every trainable tensor's gradient is audited in the first steps;
     a loss that is not finite stops the run at the next log line; the time of each phase is kept.
 
     Args:
-        method: gives ``loss`` from ``(waveforms, lengths, keys)`` and has a ``stopwatch``.
-        dataset: what to train on.
+        method: gives ``loss`` from what it names in ``inputs``, and has a ``stopwatch``.
+        data: what to train on.
         settings: how.
         output: the run's folder; checkpoints go to ``output / "checkpoints"``.
         callbacks: further ``transformers`` callbacks.
@@ -39,7 +38,7 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         method: Trainable,
-        dataset: SpeechDataset,
+        data: TrainingData,
         settings: TrainingSettings,
         output: Path,
         *,
@@ -70,7 +69,8 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
             disable_tqdm=True,
         )
         self.settings = settings
-        self.dataset = dataset
+        self.data = data
+        self.inputs = method.inputs
         self.stopwatch = method.stopwatch
         self.seconds_of_audio = 0.0
         self._audit = GradientAudit(method)
@@ -79,23 +79,35 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """All batches of the run, from the current step on, this rank's share."""
-        limit = self.settings.max_batch_seconds
-        batches = LengthBatchSampler(
-            self.dataset.lengths,
-            batch_size=self.settings.batch_size,
-            max_samples=None if limit is None else int(limit * self.dataset.sample_rate),
-            seed=self.settings.seed,
-        )
         sampler = StepSampler(
-            batches,
+            self.data.batches,
             self.settings.steps * self.settings.accumulate,
             lambda: self.state.global_step * self.settings.accumulate,
             rank=self.args.process_index,
             world_size=self.args.world_size,
         )
         return make_loader(
-            self.dataset, sampler, seed=self.settings.seed, workers=self.settings.workers
+            self.data, sampler, seed=self.settings.seed, workers=self.settings.workers
         )
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Of the learning rate: linear as its base has it, or one cycle."""
+        known: Any = self.lr_scheduler  # type: ignore[has-type]
+        if self.settings.schedule == "linear" or known is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        # One update is no warm-up: torch divides by its length less one.
+        warmup = self.settings.warmup if self.settings.warmup > 1 else 0
+        self.lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer if optimizer is None else optimizer,
+            max_lr=self.settings.learning_rate,
+            total_steps=num_training_steps,
+            pct_start=warmup / num_training_steps,
+            div_factor=25.0,
+            final_div_factor=1e3,
+        )
+        return self.lr_scheduler
 
     def compute_loss(
         self,
@@ -106,14 +118,14 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """The method's loss on a batch, a mean over its utterances."""
         try:
-            output = model(inputs["waveforms"], inputs["lengths"], inputs["keys"])
+            output = model(**{name: inputs[name] for name in self.inputs})
         except NonFiniteError as error:  # the audio was scanned, so it is the weights
             raise DivergedError(self._diverged(str(error))) from error
         return (output.loss, output) if return_outputs else output.loss
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one batch, then the audit."""
-        self.seconds_of_audio += audio_seconds(inputs, self.dataset.sample_rate)
+        self.seconds_of_audio += audio_seconds(inputs, self.data.sample_rate)
         with self.stopwatch("step"):
             loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         if loss.device.type == "cpu" and not math.isfinite(loss):  # a GPU is asked at log lines

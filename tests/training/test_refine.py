@@ -95,12 +95,12 @@ def test_stopped_and_resumed_is_the_same_run(tmp_path, speech, accumulate):
     run(tmp_path / "straight", speech, accumulate=accumulate)
     calls = 0
 
-    def stop_at_third(self, *args):
+    def stop_at_third(self, **inputs):
         nonlocal calls
         calls += 1
         if calls == 3 * accumulate + 2:  # the first two batches measure the loss before
             os.kill(os.getpid(), signal.SIGTERM)
-        return forward(self, *args)
+        return forward(self, **inputs)
 
     forward = Score.forward
     output = tmp_path / "stopped"
@@ -153,8 +153,8 @@ def test_a_tensor_without_a_gradient_stops_the_run(tmp_path, speech, monkeypatch
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, speech, monkeypatch):
     forward = Score.forward
 
-    def diverge(self, *args):
-        output = forward(self, *args)
+    def diverge(self, **inputs):
+        output = forward(self, **inputs)
         return output._replace(loss=output.loss * float("nan"))
 
     monkeypatch.setattr(Score, "forward", diverge)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from speechft.data import Manifest, Utterance
 from speechft.errors import ArgumentError, ManifestError
@@ -238,6 +239,34 @@ def chosen_layers(layers: Sequence[int] | None, embeddings: Embeddings) -> tuple
     if unknown or not layers:
         raise ArgumentError("layers", f"wants some of 0 to {embeddings.layers[-1]}, got {layers}")
     return tuple(layers)
+
+
+class View(NamedTuple):
+    """Vectors of utterances that a task judges: of a layer, or of a subspace.
+
+    Attributes:
+        of: the subspace; empty for a layer.
+        layer: None for a subspace.
+        vectors: (N, C).
+    """
+
+    of: str
+    layer: int | None
+    vectors: Tensor
+
+
+def views(context: Context, pooled: Tensor, layers: Sequence[int]) -> list[View]:
+    """What to judge: some layers of an encoder, or every subspace of a model that has them.
+
+    Args:
+        context: of the task.
+        pooled: (N, L + 1, C) of :meth:`Embeddings.pooled`.
+        layers: of an encoder.
+    """
+    spaces = context.embeddings.spaces
+    if not spaces:
+        return [View("", layer, pooled[:, layer]) for layer in layers]
+    return [View(name, None, pooled[:, 0, a:b]) for name, (a, b) in spaces.items()]
 
 
 def codes(labels: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:

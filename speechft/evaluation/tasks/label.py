@@ -17,7 +17,7 @@ from speechft.errors import ManifestError
 from speechft.evaluation.conditions import UNCHANGED
 from speechft.evaluation.metrics import accuracy, macro_f1, micro_f1, uar
 from speechft.evaluation.probes import PENALTIES, fit_linear
-from speechft.evaluation.result import TaskResult, figures_of_layers
+from speechft.evaluation.result import Figure, TaskResult
 from speechft.evaluation.splits import Split, given_split, stratified_split
 from speechft.evaluation.tasks.base import (
     Context,
@@ -28,6 +28,7 @@ from speechft.evaluation.tasks.base import (
     describe_split,
     labels_of,
     official_split,
+    views,
     where,
     whole,
 )
@@ -87,24 +88,25 @@ class Label(Task):
         layers = chosen_layers(self.layers, context.embeddings)
         names_of = ["accuracy", "UAR", "micro-F1", "macro-F1"]
         names_of += [f"{self.shots}-shot"] * bool(self.shots)
-        values: dict[str, dict[tuple[int, str], list[float]]] = {
+        values: dict[str, dict[tuple[str, int | None], list[float]]] = {
             name: defaultdict(list) for name in names_of
         }
+        judged = list(
+            zip(views(context, pooled, layers), views(context, tested, layers), strict=True)
+        )
         folds = 0
         for seed in context.seeds:
             splits = list(self._splits(context, data, label, seed))
             folds = len(splits)
-            for layer in layers:
+            for fitted, heard in judged:
                 truth, guess, shot = [], [], []
                 for split in splits:
                     truth.append(data.labels[split.test])
-                    guess.append(self._probe(pooled[:, layer], tested[:, layer], data, split))
+                    guess.append(self._probe(fitted.vectors, heard.vectors, data, split))
                     if self.shots:
-                        shot.append(
-                            self._shots(pooled[:, layer], tested[:, layer], data, split, seed)
-                        )
+                        shot.append(self._shots(fitted.vectors, heard.vectors, data, split, seed))
                 true, guessed = torch.cat(truth), torch.cat(guess)
-                key = (layer, self.condition)
+                key = (fitted.of, fitted.layer)
                 values["accuracy"][key].append(accuracy(true, guessed))
                 values["UAR"][key].append(uar(true, guessed))
                 values["micro-F1"][key].append(micro_f1(true, guessed))
@@ -117,7 +119,10 @@ class Label(Task):
             + (f"{folds} folds of groups" if folds > 1 else describe_split(context)),
         )
         for name in names_of:
-            result.figures += figures_of_layers(name, values[name])
+            result.figures += [
+                Figure(name, tuple(seeds), layer=layer, condition=self.condition, of=of)
+                for (of, layer), seeds in values[name].items()
+            ]
         result.counts = {"utterances": len(manifest), "classes": len(names), "folds": folds}
         return result
 

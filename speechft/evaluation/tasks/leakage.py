@@ -42,7 +42,8 @@ class Leakage(Task):
         factors: labels of the manifest; None: speaker, language and every other factor that has
             two values or more, one of them twice.
         layer: None: the last.
-        subspaces: name -> (first, last + 1) dimensions of the layer; None: all of it.
+        subspaces: name -> (first, last + 1) dimensions of the layer; None: those of the model, with
+            what it starts from, or all of the layer.
         max_pairs: of utterances for the EER, drawn by the first seed where there are more.
     """
 
@@ -61,10 +62,12 @@ class Leakage(Task):
         if layer not in context.embeddings.layers:
             raise ArgumentError("layer", f"wants 0 to {context.embeddings.layers[-1]}, got {layer}")
         vectors = context.embeddings.pooled(manifest)[:, layer]
-        subspaces = self.subspaces or (("whole", 0, vectors.shape[1]),)
+        of_model = tuple((name, a, b) for name, (a, b) in context.embeddings.spaces.items())
+        subspaces = self.subspaces or of_model or (("whole", 0, vectors.shape[1]),)
         self._check(subspaces, vectors.shape[1])
         labels = {name: _labels(manifest, name) for name in factors}
         result = self.result(context, "EER over pairs that differ in the other factors; probe")
+        shown = None if context.embeddings.spaces else layer
         for space, first, last in subspaces:
             part = vectors[:, first:last]
             result.curves.setdefault("maps", []).append(
@@ -72,8 +75,8 @@ class Leakage(Task):
             )
             for factor in factors:
                 of = f"{factor} from {space}"
-                self._eer(context, result, part, labels, factor, of, layer)
-                self._probe(context, result, part, labels[factor], of, layer)
+                self._eer(context, result, part, labels, factor, of, shown)
+                self._probe(context, result, part, labels[factor], of, shown)
         result.counts = {"utterances": len(manifest), "subspaces": len(subspaces)}
         result.counts |= {
             f"values of {name}": len({v for v in labels[name] if v is not None}) for name in factors
@@ -99,7 +102,7 @@ class Leakage(Task):
         labels: dict[str, list[str | None]],
         factor: str,
         of: str,
-        layer: int,
+        layer: int | None,
     ) -> None:
         others = [name for name in labels if name != factor]
         rows = [i for i, label in enumerate(labels[factor]) if label is not None]
@@ -140,7 +143,7 @@ class Leakage(Task):
         vectors: Tensor,
         labels: list[str | None],
         of: str,
-        layer: int,
+        layer: int | None,
     ) -> None:
         counts = Counter(label for label in labels if label is not None)
         rows = [i for i, label in enumerate(labels) if label is not None and counts[label] >= 4]

@@ -22,6 +22,7 @@ from speechft.evaluation.tasks.base import (
     check_distinct,
     chosen_layers,
     labels_of,
+    views,
     whole,
 )
 
@@ -64,17 +65,18 @@ class Speaker(Task):
             check_distinct(speakers, self.label, manifest)
         pooled = context.embeddings.pooled(manifest, self.condition)
         result = self.result(context, "cosine of mean vectors; actDCF and Cllr cross-calibrated")
-        for layer in layers:
-            vectors = normalize(pooled[:, layer].double(), dim=1).float()
+        judged = views(context, pooled, layers)
+        for of, layer, found in judged:
+            vectors = normalize(found.double(), dim=1).float()
             trials, scores, targets = Trials(), [], []
             for block_scores, block_targets in self._blocks(context, manifest, vectors, speakers):
                 trials.update(block_scores, block_targets)
                 scores.append(block_scores)
                 targets.append(block_targets)
             all_scores, all_targets = np.concatenate(scores), np.concatenate(targets)
-            self._figures(context, result, layer, trials, all_scores, all_targets)
-            if layer == layers[-1]:
-                result.curves["det"] = trials.det_curve()
+            self._figures(context, result, of, layer, trials, all_scores, all_targets)
+            if of or layer == layers[-1]:
+                result.curves.setdefault("det", {})[of] = trials.det_curve()
                 result.counts = {
                     "utterances": len(manifest), "trials": len(all_targets),
                     "targets": int(all_targets.sum()),
@@ -105,12 +107,13 @@ class Speaker(Task):
         self,
         context: Context,
         result: TaskResult,
-        layer: int,
+        of: str,
+        layer: int | None,
         trials: Trials,
         scores: NDArray[Any],
         targets: NDArray[Any],
     ) -> None:
-        where = {"layer": layer, "condition": self.condition, "higher_is_better": False}
+        where = {"of": of, "layer": layer, "condition": self.condition, "higher_is_better": False}
         add = result.figures.append
         add(Figure("EER", (trials.eer(),), **where))  # type: ignore[arg-type]
         for prior in (0.05, 0.01):
