@@ -142,8 +142,15 @@ def export_onnx(model: SubspaceModel | Encoder, path: str | Path) -> None:
         path: of the file to write.
 
     Raises:
-        ConfigError: onnx or onnxscript is not installed.
+        ConfigError: onnx or onnxscript is not installed; a WavLM, whose attention torch cannot
+            export for a free number of frames.
     """
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    if encoder.config.model_type == "wavlm":
+        raise ConfigError(
+            "export: a WavLM cannot be written as ONNX: torch's exporter does not follow its "
+            "attention for a free number of frames"
+        )
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
@@ -153,7 +160,7 @@ def export_onnx(model: SubspaceModel | Encoder, path: str | Path) -> None:
             ) from error
     training = model.training
     names = ["features", "frames"] if isinstance(model, Encoder) else list(model.subspaces)
-    second = model.sample_rate if isinstance(model, Encoder) else model.encoder.sample_rate
+    second = encoder.sample_rate
     waveforms = torch.zeros(2, 2 * second)
     lengths = torch.tensor([2 * second, second])
     batch, steps = torch.export.Dim("batch"), torch.export.Dim("samples", min=second // 2)
