@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections import defaultdict
 from typing import Any
@@ -12,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from speechft.data import Manifest
 from speechft.errors import ConfigError
+from speechft.evaluation._dtw import compiled
 from speechft.training.features import FeatureStore
 
 Frames = npt.NDArray[np.float32]
@@ -28,7 +27,6 @@ class Alignment:
     Args:
         store: with frames.
         texts: (N,) integers; -1: unknown, aligned to nothing but itself.
-        manifest: for messages.
         progress: show a bar; None: on a terminal.
 
     Raises:
@@ -39,7 +37,6 @@ class Alignment:
         self,
         store: FeatureStore,
         texts: Tensor,
-        manifest: Manifest,
         *,
         progress: bool | None = None,
     ) -> None:
@@ -107,7 +104,6 @@ def first_columns(distances: Frames) -> npt.NDArray[np.int32]:
     return columns
 
 
-@functools.cache
 def path_search() -> Any:
     """:func:`first_columns`, compiled.
 
@@ -115,12 +111,11 @@ def path_search() -> Any:
         ConfigError: numba is not installed.
     """
     try:
-        import numba
+        return compiled(first_columns)
     except ImportError as error:
         raise ConfigError(
             "segment_frames: aligning needs numba; pip install 'speechft[evaluate]'"
         ) from error
-    return numba.njit(nogil=True)(first_columns)
 
 
 def _unit(store: FeatureStore, index: int) -> Frames:

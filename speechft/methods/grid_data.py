@@ -38,7 +38,7 @@ def feature_data(
     store = FeatureStore(model, dataset, folder, frames=config.segment_frames > 0)
     alignment = None
     if config.segment_frames:
-        alignment = Alignment(store, dataset.factors[:, 1], dataset.manifest)
+        alignment = Alignment(store, dataset.factors[:, 1])
     features = FeatureDataset(
         dataset, store, alignment, width=config.segment_frames, seed=settings.seed
     )

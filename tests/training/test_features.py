@@ -15,6 +15,7 @@ from miniature_grid import write_grid
 from speechft import models
 from speechft.data import SpeechDataset, load_audio, read_manifest
 from speechft.errors import ConfigError, NonFiniteError
+from speechft.evaluation._dtw import compiled
 from speechft.methods.alignment import Alignment, first_columns, path_search
 from speechft.models import SubspaceModel
 from speechft.training import features
@@ -207,7 +208,7 @@ def aligned(lengths: list[int], texts: list[int], seed: int = 0, same: bool = Fa
     if same:
         frames[:] = np.concatenate([frames[:n] for n in lengths])
     store = SimpleNamespace(starts=starts, frames=frames)
-    return Alignment(store, torch.tensor(texts), None, progress=False)  # type: ignore[arg-type]
+    return Alignment(store, torch.tensor(texts), progress=False)
 
 
 def test_equal_utterances_are_aligned_to_themselves():
@@ -237,7 +238,7 @@ def test_a_slow_voice_is_found_frame_by_frame():
     fast = base[[0, 1, 3, 4, 5]]
     frames = np.concatenate([base, slow, fast])
     store = SimpleNamespace(starts=np.array([0, 6, 16, 21]), frames=frames)
-    alignment = Alignment(store, torch.zeros(3, dtype=torch.int64), None)  # type: ignore[arg-type]
+    alignment = Alignment(store, torch.zeros(3, dtype=torch.int64))
     assert alignment.path(0).tolist() == [0, 1, 2, 3, 4, 5]
     assert alignment.path(1).tolist() == [0, 1, 4, 5, 7, 8]
     path = alignment.path(2).tolist()
@@ -245,15 +246,16 @@ def test_a_slow_voice_is_found_frame_by_frame():
 
 
 def test_aligning_without_numba_says_what_to_install(monkeypatch):
+    compiled.cache_clear()
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ConfigError, match="numba"):
-        path_search.__wrapped__()  # past its cache
+        path_search()
 
 
 def test_the_path_of_files(tmp_path: Path, speech: SpeechDataset) -> None:
     """Of real features: every text has one reference, and paths stay inside their utterance."""
     store = FeatureStore(model(), speech, tmp_path, frames=True)
-    alignment = Alignment(store, speech.factors[:, 1], speech.manifest)
+    alignment = Alignment(store, speech.factors[:, 1])
     for text in speech.factors[:, 1].unique():
         members = (speech.factors[:, 1] == text).nonzero()[:, 0].tolist()
         assert len({len(alignment.path(index)) for index in members}) == 1
