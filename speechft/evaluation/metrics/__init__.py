@@ -7,6 +7,11 @@
 
 from speechft.evaluation.metrics.abx import ABX, abx, sample_items
 from speechft.evaluation.metrics.classification import accuracy, macro_f1, micro_f1, uar
+from speechft.evaluation.metrics.clustering import (
+    coverage,
+    normalized_mutual_information,
+    purity,
+)
 from speechft.evaluation.metrics.cross_entropy import CrossEntropy, cnxe, min_cnxe
 from speechft.evaluation.metrics.detection import (
     Trials,
@@ -39,6 +44,7 @@ __all__ = [
     "atwv",
     "cllr",
     "cnxe",
+    "coverage",
     "det_curve",
     "eer",
     "error_rate",
@@ -47,6 +53,8 @@ __all__ = [
     "min_cnxe",
     "min_dcf",
     "mtwv",
+    "normalized_mutual_information",
+    "purity",
     "rank_me",
     "retrieval",
     "sample_items",
