@@ -253,7 +253,9 @@ def test_transcription_learns_phones_and_is_the_same_twice(manifest):
     task = Transcription(steps=250, learning_rate=1e-2, hidden=32, layers=(1,))
     result = run(task, manifest, seeds=1)
     assert result.figure("PER").mean < 0.35
-    assert run(task, manifest, seeds=1).figure("PER").values == result.figure("PER").values
+    few = Transcription(steps=10, learning_rate=1e-2, hidden=32, layers=(1,))
+    once, again = (run(few, manifest, seeds=1).figure("PER").values for _ in range(2))
+    assert once == again != result.figure("PER").values
     deaf = Transcription(steps=50, hidden=32, layers=(0,))
     assert run(deaf, manifest, seeds=1).figure("PER").mean > 0.8
 

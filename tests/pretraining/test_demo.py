@@ -9,6 +9,7 @@ import pytest
 
 from recipes import demo
 from recipes.demo import Row, merge
+from speechft.data import Manifest, embedded_corpus
 from speechft.evaluation import Figure, TaskResult
 from speechft.evaluation.tasks import Phones
 
@@ -39,11 +40,15 @@ def test_one_result_a_seed_is_one_result_of_all():
 
 def test_all_of_it_in_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "TASKS", (Phones(layers=(5,), penalties=(1e-2,)),))
+    whole = embedded_corpus()
+    spoken = sorted((row for row in whole if row.phones is None), key=lambda row: row.duration)[:6]
+    judged = [row for row in whole if row.phones is not None][::3]
+    monkeypatch.setattr(demo, "embedded_corpus", lambda: Manifest([*spoken, *judged]))
     arguments = ["--seeds", "2", "--steps", "2", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["demo", *arguments])
     demo.main()
     printed = capsys.readouterr().out
-    assert "refined on 48 clips, judged on 33 others" in printed
+    assert "refined on 6 clips, judged on 11 others" in printed
     (row,) = json.loads((tmp_path / "demo.json").read_text())
     assert row["figure"] == "accuracy"
     assert len(row["before"]) == len(row["after"]) == 2
