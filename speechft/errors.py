@@ -83,6 +83,14 @@ class DivergedError(TrainingError):
     """The loss is not finite."""
 
 
+class CollapsedError(TrainingError):
+    """The representations have collapsed. ``monitor`` names what showed it."""
+
+    def __init__(self, monitor: str, message: str) -> None:
+        self.monitor = monitor
+        super().__init__(message)
+
+
 class InterruptedRun(SpeechftError, RuntimeError):
     """A run was stopped by a signal, and saved; it can be resumed."""
 

@@ -1,8 +1,9 @@
 """The command line: arguments to calls, and nothing else.
 
-``speechft refine METHOD``, ``speechft evaluate``, ``speechft grid``, ``speechft augment``,
-``speechft export``, ``speechft check``, ``speechft bench``, ``speechft doctor``. Exit codes: 0
-done, 2 usage, 3 bad data, 4 diverged or not trainable, 75 stopped by a signal and saved.
+``speechft refine METHOD``, ``speechft transfer``, ``speechft iterate``, ``speechft evaluate``,
+``speechft grid``, ``speechft augment``, ``speechft export``, ``speechft check``,
+``speechft bench``, ``speechft doctor``. Exit codes: 0 done, 2 usage, 3 bad data, 4
+diverged, collapsed or not trainable, 75 stopped by a signal and saved.
 """
 
 from __future__ import annotations

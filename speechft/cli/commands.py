@@ -16,7 +16,8 @@ __all__ = ["COMMANDS", "Command", "UsageError"]
 
 
 _REQUIRED = {
-    "--model": "a Hugging Face name or folder, or speechft/hubert-mini",
+    "--model": "a Hugging Face name or folder, or speechft/hubert-mini; for dino also xvector, "
+    "ecapa-512, ecapa-1024, resnet34 (from scratch)",
     "--data": "a manifest (JSONL or CSV), a folder of audio, or 'embedded'",
     "--output": "the folder to write",
 }
@@ -57,6 +58,13 @@ def refine(arguments: Sequence[str]) -> int:
     parser.add_class_arguments(method.Config)
     parser.add_class_arguments(TrainingSettings)
     parser.set_defaults(dict(method.training_defaults))
+    if method.presets:
+        known = f"published settings ({', '.join(method.presets)}), or a YAML file of settings"
+        parser.add_argument("--preset", type=Optional[str], default=None, help=known)
+        chosen = _flag(rest, "--preset")
+        if chosen is not None:
+            of_method, of_training = method.preset(chosen)
+            parser.set_defaults({**of_training, **of_method})
     values = vars(parse(parser, rest))
 
     from speechft.methods.refine import refine as run
@@ -121,6 +129,72 @@ def evaluate(arguments: Sequence[str]) -> int:
     if report.output is not None:
         pictures = [path.name for result in report.results.values() for path in result.plots]
         print(f"\nwritten to {report.output}: {', '.join(['evaluation.json', *pictures])}")
+    return 0
+
+
+def transfer(arguments: Sequence[str]) -> int:
+    """``speechft transfer --model ... --data ... --label ... --output ...``."""
+    from speechft.methods.stages import STAGES
+    from speechft.methods.transfer import TransferConfig
+
+    parser = make_parser(
+        "transfer", "Train an embedding model for a labelled task, in stages, and judge it."
+    )
+    models = "a folder, xvector, ecapa-512, ecapa-1024, resnet34, or what refine takes"
+    parser.add_argument("--model", type=str, required=True, help=models)
+    data = "'embedded', a manifest, or a folder in an official layout"
+    parser.add_argument("--data", type=str, required=True, help=data)
+    parser.add_argument("--output", type=str, required=True, help=_REQUIRED["--output"])
+    parser.add_argument("--layout", type=str, default="auto", help="of the data")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
+    grid = "settings of all stages to try: chunk_seconds=1,2,4 augmentation=none,student"
+    parser.add_argument("--grid", type=str, nargs="+", default=[], help=grid)
+    parser.add_class_arguments(TransferConfig)
+    known = f"{', '.join(STAGES)}, or a YAML file that lists them"
+    next(a for a in parser._actions if "--stages" in a.option_strings).help = known
+    values = vars(parse(parser, arguments))
+
+    from speechft.methods.transfer import parse_grid
+    from speechft.methods.transfer import transfer as run
+
+    _quiet()
+    report = run(
+        model=values["model"],
+        data=values["data"],
+        output=values["output"],
+        config=_pick(TransferConfig, values),
+        grid=parse_grid(values["grid"]),
+        layout=values["layout"],
+        device=values["device"],
+    )
+    print(f"{report}\n\nwritten to {values['output']}: transfer.json and the models")
+    return 0
+
+
+def iterate(arguments: Sequence[str]) -> int:
+    """``speechft iterate --model ... --data ... --output ...``: pseudo-labels, in rounds."""
+    from speechft.methods.iteration import IterationConfig
+
+    parser = make_parser("iterate", "Train an embedding model on clusters of unlabelled speech.")
+    model = "the folder of an embedding model, which refine dino wrote say"
+    parser.add_argument("--model", type=str, required=True, help=model)
+    for flag in ("--data", "--output"):
+        parser.add_argument(flag, type=str, required=True, help=_REQUIRED[flag])
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
+    parser.add_class_arguments(IterationConfig)
+    values = vars(parse(parser, arguments))
+
+    from speechft.methods.iteration import iterate as run
+
+    _quiet()
+    report = run(
+        model=values["model"],
+        data=values["data"],
+        output=values["output"],
+        config=_pick(IterationConfig, values),
+        device=values["device"],
+    )
+    print(f"{report}\n\nwritten to {values['output']}: iteration.json, manifests and models")
     return 0
 
 
@@ -277,6 +351,16 @@ def doctor(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _flag(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that says what the defaults of others are."""
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(flag + "="):
+            return argument[len(flag) + 1 :]
+    return None
+
+
 def _pick(cls: type[Any], values: dict[str, Any]) -> Any:
     return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
@@ -308,6 +392,8 @@ def _parse_plain(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespac
 
 COMMANDS = {
     "refine": Command("refine a model on unlabelled speech", refine),
+    "transfer": Command("train an embedding model for a labelled task, in stages", transfer),
+    "iterate": Command("train an embedding model on clusters of unlabelled speech", iterate),
     "evaluate": Command("judge an encoder by tasks: phones, query, speaker, ...", evaluate),
     "augment": Command("perturb a file as a run would: hear and see it", augment),
     "grid": Command("make a grid of speech: every voice says every text", grid),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from speechft.data.audio import SAMPLE_RATE, load_audio
 from speechft.data.ledger import Ledger
 from speechft.data.manifest import Manifest
-from speechft.data.scanning import MIN_SAMPLES, OnBadAudio, Scan, scan
+from speechft.data.scanning import MIN_SAMPLES, OnBadAudio, OnShort, Scan, scan, without_short
 from speechft.errors import ArgumentError, AudioError
 
 
@@ -53,6 +54,10 @@ class SpeechDataset(Dataset[Sample]):
         sample_rate: Hz.
         min_samples: fewer at ``sample_rate`` is bad audio.
         max_duration: more seconds is bad audio; nothing is cut.
+        wanted_samples: what a method wants of an utterance at least (a crop of a fixed length).
+        on_short: what becomes of one with fewer: ``"drop"`` leaves it out, in the ledger;
+            ``"repeat"`` says it over and over until it is as long, counted in ``repeated``;
+            ``"fail"`` is an error.
         factors: labels to give as integer ids, see :meth:`Manifest.factor_ids`.
         workers: processes for the scan.
         progress: show a bar during the scan; None shows it on a terminal.
@@ -61,9 +66,12 @@ class SpeechDataset(Dataset[Sample]):
         manifest: the utterances in use; ``dataset[i]`` is ``manifest[i]``.
         lengths: samples of each, int64 (N,); what :class:`LengthBatchSampler` wants.
         ledger: what became of every row.
+        repeated: how many utterances are repeated.
 
     Raises:
-        AudioError: see :func:`speechft.data.scan`; on access, if a file has changed since.
+        ArgumentError: a setting that is none.
+        AudioError: see :func:`speechft.data.scan`; an utterance shorter than wanted, with
+            ``"fail"``, or nothing left, with ``"drop"``; on access, if a file has changed since.
     """
 
     def __init__(
@@ -74,6 +82,8 @@ class SpeechDataset(Dataset[Sample]):
         sample_rate: int = SAMPLE_RATE,
         min_samples: int = MIN_SAMPLES,
         max_duration: float | None = None,
+        wanted_samples: int = 0,
+        on_short: OnShort = "fail",
         factors: Sequence[str] = (),
         workers: int = 0,
         progress: bool | None = None,
@@ -95,9 +105,21 @@ class SpeechDataset(Dataset[Sample]):
                 workers=workers,
                 progress=progress,
             )
+        if on_short not in get_args(OnShort):
+            raise ArgumentError(
+                "on_short", f"wants one of {', '.join(get_args(OnShort))}; got {on_short!r}"
+            )
+        self.repeated = 0
+        if min(scanned.lengths) < wanted_samples:
+            if on_short == "repeat":
+                self.repeated = sum(length < wanted_samples for length in scanned.lengths)
+            else:
+                scanned = without_short(scanned, wanted_samples, fail=on_short == "fail")
         self.manifest: Manifest = scanned.manifest
         self.ledger: Ledger = scanned.ledger
-        self.lengths = torch.tensor(scanned.lengths, dtype=torch.int64)
+        self._read_lengths = torch.tensor(scanned.lengths, dtype=torch.int64)
+        least = wanted_samples if self.repeated else 0
+        self.lengths = self._read_lengths.clamp(min=least)
         self.sample_rate = sample_rate
         self.factor_names = tuple(factors)
         self._factors = self.manifest.factor_ids(self.factor_names)
@@ -114,13 +136,15 @@ class SpeechDataset(Dataset[Sample]):
         utterance = self.manifest[index]
         index %= len(self.manifest)
         waveform = load_audio(utterance, sample_rate=self.sample_rate)
-        if len(waveform) != int(self.lengths[index]):
+        read, wanted = int(self._read_lengths[index]), int(self.lengths[index])
+        if len(waveform) != read:
             raise AudioError(
                 utterance.audio,
-                f"changed while in use: {len(waveform)} samples, {int(self.lengths[index])} when "
-                "it was scanned",
+                f"changed while in use: {len(waveform)} samples, {read} when it was scanned",
                 utterance=utterance.id,
             )
+        if wanted > read:
+            waveform = np.resize(waveform, wanted)  # from its beginning again, and again
         return Sample(
             id=utterance.id,
             index=index,

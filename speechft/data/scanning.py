@@ -24,6 +24,7 @@ MIN_SAMPLES = 400
 """Samples at 16 kHz of which wav2vec 2.0, HuBERT and WavLM make one frame."""
 
 OnBadAudio = Literal["fail", "skip"]
+OnShort = Literal["fail", "drop", "repeat"]
 _Result = TypeVar("_Result")
 
 
@@ -102,6 +103,42 @@ def scan(
         seconds=sum(lengths) / sample_rate,
     )
     return Scan(Manifest(kept, source=manifest.source), tuple(lengths), sample_rate, ledger)
+
+
+def without_short(scanned: Scan, samples: int, *, fail: bool) -> Scan:
+    """Only the utterances of at least so many samples; the others are in the ledger.
+
+    Raises:
+        AudioError: with ``fail``, at the first that is shorter; if none is left.
+    """
+    rate, kept, lengths, skipped = scanned.sample_rate, [], [], []
+    for utterance, length in zip(scanned.manifest, scanned.lengths, strict=True):
+        if length >= samples:
+            kept.append(utterance)
+            lengths.append(length)
+            continue
+        reason = f"shorter than a crop: {length / rate:.2f} s, and {samples / rate:g} s are wanted"
+        if fail:
+            raise AudioError(utterance.audio, reason, utterance=_named(utterance))
+        skipped.append(Skip(utterance.id, str(utterance.audio), utterance.line, reason))
+    if not kept:
+        raise AudioError(
+            str(scanned.manifest.source or "manifest"),
+            f"all {len(scanned.lengths)} utterances are shorter than the {samples / rate:g} s of a "
+            "crop; take shorter crops, or repeat what is short",
+        )
+    known = scanned.ledger
+    # In the order of the manifest, as far as lines say it.
+    everything = sorted((*known.skipped, *skipped), key=lambda skip: skip.line or 0)
+    ledger = Ledger(
+        rows=known.rows,
+        seen=len(kept),
+        skipped=tuple(everything),
+        source=known.source,
+        seconds=sum(lengths) / rate,
+    )
+    manifest = Manifest(kept, source=scanned.manifest.source)
+    return Scan(manifest, tuple(lengths), rate, ledger)
 
 
 def check_policy(on_bad_audio: str) -> None:

@@ -20,9 +20,10 @@ from speechft.evaluation.layouts import EvaluationData, read_evaluation_data
 from speechft.evaluation.log_mel import LogMel
 from speechft.evaluation.result import EvaluationReport
 from speechft.evaluation.tasks import TASKS, Context, Task
-from speechft.models import SubspaceModel, load, load_subspaces
-from speechft.models.subspaces import UtteranceEncoder
+from speechft.models import EmbeddingModel, SubspaceModel, load, load_embedding, load_subspaces
+from speechft.models.embedding_saving import is_embedding_folder
 from speechft.models.subspaces_saving import is_subspace_folder
+from speechft.models.utterances import UtteranceEncoder
 
 
 def evaluate(
@@ -47,7 +48,8 @@ def evaluate(
     Args:
         model: what :func:`speechft.models.load` takes, ``"log-mel"`` for the features that an
             encoder has to beat, or an encoder. A subspace model (or the folder of one) is judged
-            subspace by subspace, beside the pooled features that it starts from.
+            subspace by subspace, beside the pooled features that it starts from; an embedding model
+            (or its folder) by its vectors.
         tasks: names in :data:`speechft.evaluation.tasks.TASKS`, or tasks with settings.
         data: ``"embedded"`` for the corpus that ships with speechft, a manifest, a folder in one
             of the official layouts (:mod:`speechft.evaluation.layouts`), or such data.
@@ -154,7 +156,7 @@ def _encoder(
         else:
             encoder = _load(model)
         return encoder.to(place).eval(), str(model), lambda: None
-    if isinstance(model, SubspaceModel):
+    if isinstance(model, (SubspaceModel, EmbeddingModel)):
         return _encoder(UtteranceEncoder(model), device)
     before = next((t.device for t in (*model.parameters(), *model.buffers())), place)
     training = {module: module.training for module in model.modules()}
@@ -168,7 +170,9 @@ def _encoder(
 
 
 def _load(model: str | Path) -> Any:
-    """An encoder, or what stands for a subspace model."""
+    """An encoder, or what stands for a model of utterances."""
     if is_subspace_folder(model):
         return UtteranceEncoder(load_subspaces(model))
+    if is_embedding_folder(model):
+        return UtteranceEncoder(load_embedding(model))
     return load(model)

@@ -6,10 +6,15 @@ import difflib
 
 from speechft.errors import ConfigError
 from speechft.methods.base import Method, MethodConfig, MethodOutput
+from speechft.methods.classification import Classification, ClassificationConfig
+from speechft.methods.dino import Dino
+from speechft.methods.dino_config import DinoConfig
 from speechft.methods.interventional import Interventional, InterventionalConfig
 from speechft.methods.score import Score, ScoreConfig
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Score, Interventional)}
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Score, Dino, Classification, Interventional)
+}
 
 
 def get(name: str) -> type[Method]:
@@ -30,6 +35,10 @@ def get(name: str) -> type[Method]:
 
 __all__ = [
     "METHODS",
+    "Classification",
+    "ClassificationConfig",
+    "Dino",
+    "DinoConfig",
     "Interventional",
     "InterventionalConfig",
     "Method",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from speechft.data import SpeechDataset
-from speechft.models import Encoder
+from speechft.errors import ConfigError
+from speechft.models import Encoder, load
 from speechft.training.loader import TrainingData, speech_data
 from speechft.training.settings import TrainingSettings
 from speechft.training.trainable import Trainable
@@ -44,6 +46,9 @@ class Method(Trainable):
         Config: its settings.
         training_defaults: settings of training that differ from those of
             :class:`speechft.training.TrainingSettings`, as published.
+        presets: settings that were published, by name; each has ``config`` and ``training``, what
+            differs from the defaults of :attr:`Config` and of
+            :class:`speechft.training.TrainingSettings`.
         encoder_name: what the encoder was loaded by, where that is no folder.
     """
 
@@ -51,10 +56,48 @@ class Method(Trainable):
     source: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     training_defaults: ClassVar[Mapping[str, Any]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     encoder_name: str | None = None
 
     encoder: Encoder
     forward: Callable[..., MethodOutput]
+
+    @classmethod
+    def load(cls, name: str | Path, config: Any, *, seed: int) -> Any:
+        """The model that the method refines: an encoder, unless a method says else.
+
+        Args:
+            name: what the user calls it.
+            config: of the method.
+            seed: of what is new in it.
+        """
+        return load(name)
+
+    @classmethod
+    def preset(cls, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Published settings: of the method, and of training.
+
+        Args:
+            name: one of :attr:`presets`, or a YAML file of settings of either kind.
+
+        Raises:
+            ConfigError: no such preset or file, or a key in it that is no setting; with the
+                nearest that is.
+        """
+        return read_preset(cls, name)
+
+    @classmethod
+    def make(cls, model: Any, config: Any, dataset: SpeechDataset, *, seed: int) -> Method:
+        """The method on a model, for the data that it is to be trained on."""
+        return cls(model, config, seed=seed)  # type: ignore[call-arg]
+
+    @classmethod
+    def shortest(cls, config: Any) -> tuple[float, Literal["fail", "drop", "repeat"]]:
+        """Seconds that an utterance wants, and what becomes of shorter ones.
+
+        See :class:`speechft.data.SpeechDataset`.
+        """
+        return 0.0, "fail"
 
     @classmethod
     def labels(cls, config: Any) -> tuple[str, ...]:
@@ -80,3 +123,34 @@ class Method(Trainable):
     def tuned(self) -> list[str]:
         """Names of the encoder's tensors that train, as the plain model calls them."""
         return [name for name, p in self.encoder.hf_model.named_parameters() if p.requires_grad]
+
+
+def read_preset(kind: type[Method], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """See :meth:`Method.preset`."""
+    if name in kind.presets:
+        chosen = kind.presets[name]
+        return dict(chosen["config"]), {**kind.training_defaults, **chosen["training"]}
+    if not Path(name).is_file():
+        near = difflib.get_close_matches(name, kind.presets, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(kind.presets)}"
+        raise ConfigError(f"preset: no {name!r}, and no such file; {hint}")
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        content = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name}: wants keys and values, got a {type(content).__name__}")
+    config, training = (
+        {field.name for field in fields(of)} for of in (kind.Config, TrainingSettings)
+    )
+    for key in content:
+        if key not in config | training:
+            near = difflib.get_close_matches(str(key), config | training, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{name}: no setting {key!r}{hint}")
+    return (
+        {key: value for key, value in content.items() if key in config},
+        {**kind.training_defaults, **{k: v for k, v in content.items() if k in training}},
+    )

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from speechft.data import Manifest, SpeechDataset, embedded_corpus, read_manifest
 from speechft.errors import ConfigError, InterruptedRun
 from speechft.methods import get
 from speechft.methods.base import Method, MethodConfig
 from speechft.methods.report import Report
-from speechft.models import Encoder, load
+from speechft.models import EmbeddingModel, Encoder
 from speechft.training import TrainingSettings
 from speechft.training.loader import TrainingData
 
 
 def refine(
     *,
-    model: str | Path | Encoder,
+    model: str | Path | Encoder | EmbeddingModel,
     method: str = "score",
     data: str | Path | Manifest,
     output: str | Path,
@@ -40,7 +41,8 @@ def refine(
     ``checkpoints/``.
 
     Args:
-        model: what :func:`speechft.models.load` takes, or an encoder, which is tuned in place.
+        model: what the method's ``load`` takes (for most, :func:`speechft.models.load`), or such a
+            model, which is tuned in place.
         method: one of :data:`speechft.methods.METHODS`.
         data: a manifest (JSONL or CSV), a folder of audio, or ``"embedded"``.
         output: the run's folder; made if missing. A finished run in it is an error.
@@ -54,7 +56,7 @@ def refine(
         ConfigError: unknown method, settings of another method, an output in use, nothing to
             resume.
         ManifestError, AudioError: the data.
-        NoGradientError, DivergedError: the training.
+        NoGradientError, DivergedError, CollapsedError: the training.
         InterruptedRun: stopped by SIGTERM or SIGINT, after a checkpoint.
     """
     from speechft.training.progress import Progress, StopOnSignal
@@ -71,21 +73,26 @@ def refine(
     checkpoint = _prepare_output(output, resume)
     device = device_of(training)
 
-    encoder = model if isinstance(model, Encoder) else load(model)
+    encoder = (
+        model if isinstance(model, nn.Module) else kind.load(model, config, seed=training.seed)
+    )
     manifest = _read(data)
+    seconds_wanted, on_short = kind.shortest(config)
     dataset = SpeechDataset(
         manifest,
         on_bad_audio=on_bad_audio,
         min_samples=encoder.minimum_samples,
         max_duration=max_duration,
         sample_rate=encoder.sample_rate,
+        wanted_samples=round(seconds_wanted * encoder.sample_rate),
+        on_short=on_short,
         factors=kind.labels(config),
         workers=training.workers,
     )
     dataset.ledger.write(output / "ledger.json")
-    refiner = kind(encoder, config, seed=training.seed).to(device)  # type: ignore[call-arg]
+    refiner = kind.make(encoder, config, dataset, seed=training.seed).to(device)
     refiner.stopwatch.cuda = device.type == "cuda"
-    if not isinstance(model, Encoder) and not Path(model).is_dir():
+    if not isinstance(model, nn.Module) and not Path(model).is_dir():
         refiner.encoder_name = str(model)
     source = refiner.training_data(dataset, training, output)
 
@@ -119,9 +126,10 @@ def refine(
     refiner.save(output)
     report = Report.make(
         method=refiner,
-        model=str(model) if not isinstance(model, Encoder) else encoder.config.model_type,
+        model=f"{type(model).__name__} in memory" if isinstance(model, nn.Module) else str(model),
         data=str(data) if not isinstance(data, Manifest) else str(data.source),
         ledger=dataset.ledger,
+        repeated=dataset.repeated,
         settings={**asdict(config), **asdict(training), "warmup_steps": training.warmup},
         loss=(before, after),
         steps=trainer.state.global_step,

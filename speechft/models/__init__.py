@@ -10,6 +10,14 @@ that need it.
 
 from __future__ import annotations
 
+from speechft.models.backbones import load_backbone
+from speechft.models.dino_head import DINOHead
+from speechft.models.embedding import (
+    EmbeddingModel,
+    EmbeddingSpec,
+    load_embedding,
+    make_embedding,
+)
 from speechft.models.encoder import SUPPORTED, Encoder, EncoderOutput
 from speechft.models.loading import load, wrap
 from speechft.models.subspaces import FoldedEncoder, SubspaceModel, load_subspaces
@@ -17,12 +25,18 @@ from speechft.models.tiny import tiny
 
 __all__ = [
     "SUPPORTED",
+    "DINOHead",
+    "EmbeddingModel",
+    "EmbeddingSpec",
     "Encoder",
     "EncoderOutput",
     "FoldedEncoder",
     "SubspaceModel",
     "load",
+    "load_backbone",
+    "load_embedding",
     "load_subspaces",
+    "make_embedding",
     "tiny",
     "wrap",
 ]

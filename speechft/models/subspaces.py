@@ -120,6 +120,21 @@ class SubspaceModel(nn.Module):
         parts = torch.split(z, list(self.subspaces.values()), -1)
         return dict(zip(self.subspaces, parts, strict=True))
 
+    @property
+    def spaces(self) -> dict[str, tuple[int, int]]:
+        """Where each lies in :meth:`vectors`; ``pooled``, before the transform, comes first."""
+        found: dict[str, tuple[int, int]] = {}
+        first = 0
+        for name, size in {"pooled": self.encoder.hidden_size, **self.subspaces}.items():
+            found[name] = (first, first + size)
+            first += size
+        return found
+
+    def vectors(self, waveforms: Tensor, lengths: LengthsLike | None = None) -> Tensor:
+        """(B, D): pooled features and the subspaces, side by side."""
+        pooled = self.pool(waveforms, lengths)
+        return torch.cat([pooled, self.transform(pooled)], 1)
+
     def folded(self, *names: str) -> FoldedEncoder:
         """An encoder with the transform in it, which gives frames of some subspaces.
 
@@ -194,41 +209,6 @@ class FoldedEncoder(nn.Module):
         steps = torch.arange(frames.shape[1], device=frames.device)
         frames = frames * (steps < output.lengths[:, None])[..., None]
         return EncoderOutput((frames,), frames, output.lengths)
-
-
-class UtteranceEncoder(nn.Module):
-    """A subspace model as evaluation takes it: one frame an utterance, of all spaces side by side.
-
-    Attributes:
-        spaces: (first, last + 1) dimensions by name: ``pooled``, the baseline before the
-            transform, then the subspaces.
-    """
-
-    num_layers = 0
-
-    def __init__(self, model: SubspaceModel) -> None:
-        super().__init__()
-        self.model = model
-        self.sample_rate = model.encoder.sample_rate
-        self.minimum_samples = model.encoder.minimum_samples
-        self.spaces: dict[str, tuple[int, int]] = {}
-        first = 0
-        for name, size in {"pooled": model.encoder.hidden_size, **model.subspaces}.items():
-            self.spaces[name] = (first, first + size)
-            first += size
-        self.hidden_size = first
-
-    def frame_lengths(self, sample_lengths: Tensor) -> Tensor:
-        """One for every utterance."""
-        return torch.ones_like(sample_lengths, dtype=torch.int64)
-
-    def forward(self, waveforms: Tensor, lengths: LengthsLike | None = None) -> EncoderOutput:
-        """(B, 1, D): pooled features and the subspaces."""
-        pooled = self.model.pool(waveforms, lengths)
-        vectors = torch.cat([pooled, self.model.transform(pooled)], 1)[:, None]
-        return EncoderOutput(
-            (vectors,), vectors, torch.ones(len(vectors), dtype=torch.int64, device=vectors.device)
-        )
 
 
 def check_subspaces(subspaces: Mapping[str, int]) -> None:

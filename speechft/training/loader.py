@@ -53,14 +53,17 @@ class TrainingData:
     sample_rate: int
 
 
-def speech_data(dataset: SpeechDataset, settings: TrainingSettings) -> TrainingData:
-    """Waveforms in batches of similar lengths."""
+def speech_data(
+    dataset: SpeechDataset, settings: TrainingSettings, *, num_buckets: int = 16
+) -> TrainingData:
+    """Waveforms in batches of similar lengths; with one bucket, of any lengths."""
     limit = settings.max_batch_seconds
     batches = LengthBatchSampler(
         dataset.lengths,
         batch_size=settings.batch_size,
         max_samples=None if limit is None else int(limit * dataset.sample_rate),
         seed=settings.seed,
+        num_buckets=num_buckets,
     )
     keyed = KeyedDataset(dataset, settings.seed)
 

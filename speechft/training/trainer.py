@@ -15,7 +15,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from speechft.errors import DivergedError, NonFiniteError
 from speechft.training.audit import GradientAudit
+from speechft.training.collapse import CollapseWatch, read
 from speechft.training.loader import StepSampler, TrainingData, audio_seconds, make_loader
+from speechft.training.optimisation import make_optimizer, make_schedule
 from speechft.training.settings import TrainingSettings
 from speechft.training.trainable import Trainable
 
@@ -53,6 +55,8 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup,
             weight_decay=settings.weight_decay,
+            adam_beta1=settings.betas[0],
+            adam_beta2=settings.betas[1],
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bfloat16",
             use_cpu=device_of(settings).type == "cpu",
@@ -74,7 +78,9 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
         self.stopwatch = method.stopwatch
         self.seconds_of_audio = 0.0
         self._audit = GradientAudit(method)
-        super().__init__(model=method, args=arguments, callbacks=callbacks)
+        self.method = method
+        hooks = [_Hooks(method), CollapseWatch(method)]
+        super().__init__(model=method, args=arguments, callbacks=[*hooks, *(callbacks or [])])
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -90,23 +96,40 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
             self.data, sampler, seed=self.settings.seed, workers=self.settings.workers
         )
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Tensors that decay: as its base has it, and no batch norm's either."""
+        norms = {
+            f"{name}.{own}"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for own, _ in module.named_parameters(recurse=False)
+        }
+        found: list[str] = super().get_decay_parameter_names(model)
+        return [name for name in found if name not in norms]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As its base has it for AdamW; what else the settings ask for."""
+        known: Any = self.optimizer  # type: ignore[has-type]
+        if self.settings.optimizer != "adamw" and known is None:
+            decays = set(self.get_decay_parameter_names(self.method))
+            named = [(n, p) for n, p in self.method.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for n, p in named if (n in decays) is kind], "weight_decay": decay}
+                for kind, decay in ((True, self.settings.weight_decay), (False, 0.0))
+            ]
+            self.optimizer = make_optimizer(self.settings, groups)
+        made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        return made
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """Of the learning rate: linear as its base has it, or one cycle."""
+        """Of the learning rate: linear as its base has it, or as the settings say."""
         known: Any = self.lr_scheduler  # type: ignore[has-type]
         if self.settings.schedule == "linear" or known is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        # One update is no warm-up: torch divides by its length less one.
-        warmup = self.settings.warmup if self.settings.warmup > 1 else 0
-        self.lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer if optimizer is None else optimizer,
-            max_lr=self.settings.learning_rate,
-            total_steps=num_training_steps,
-            pct_start=warmup / num_training_steps,
-            div_factor=25.0,
-            final_div_factor=1e3,
-        )
+        chosen = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = make_schedule(self.settings, chosen)
         return self.lr_scheduler
 
     def compute_loss(
@@ -143,6 +166,8 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
         Raises:
             DivergedError: a loss or a gradient norm that is NaN or infinite.
         """
+        if "loss" in logs:
+            logs = {**logs, **read(self.method.monitors())}
         super().log(logs, start_time)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
@@ -153,6 +178,25 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
             f"diverged at step {self.state.global_step}: {what}. Lower the learning rate or raise "
             "the warm-up; the updates before are in metrics.jsonl"
         )
+
+
+class _Hooks(TrainerCallback):  # type: ignore[misc]
+    """Tells a method where the run is; see :class:`Trainable`."""
+
+    def __init__(self, method: Trainable) -> None:
+        self.method = method
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before the first batch of an update."""
+        self.method.at_step(state.global_step, state.max_steps)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Gradients are there, and clipped."""
+        self.method.before_update()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The weights have moved."""
+        self.method.after_update()
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]

@@ -135,7 +135,7 @@ def where(manifest: Manifest, row: Utterance | None = None) -> tuple[str, int | 
 
 
 def official_split(
-    context: Context,
+    data: EvaluationData,
     manifest: Manifest,
     labels: Sequence[str],
     seed: int,
@@ -145,7 +145,7 @@ def official_split(
     """The split that the data came with, as rows of ``manifest``; None: it came with none.
 
     Args:
-        context: of the task.
+        data: of the task.
         manifest: the utterances that the task can use.
         labels: of each, so that none is lost to validation where some of train is held out.
         seed: of what is held out.
@@ -154,7 +154,6 @@ def official_split(
     Raises:
         ManifestError: a part is missing, or has nothing that this task can use.
     """
-    data = context.data
     if not set(SPLITS) & set(data.parts):
         return None
     path, _ = where(whole(data))

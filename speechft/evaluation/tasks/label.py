@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from speechft.data import Manifest
 from speechft.errors import ManifestError
 from speechft.evaluation.conditions import UNCHANGED
+from speechft.evaluation.layouts import EvaluationData
 from speechft.evaluation.metrics import accuracy, macro_f1, micro_f1, uar
 from speechft.evaluation.probes import PENALTIES, fit_linear
 from speechft.evaluation.result import Figure, TaskResult
@@ -96,7 +97,7 @@ class Label(Task):
         )
         folds = 0
         for seed in context.seeds:
-            splits = list(self._splits(context, data, label, seed))
+            splits = list(label_splits(context.data, label, self.groups, seed))
             folds = len(splits)
             for fitted, heard in judged:
                 truth, guess, shot = [], [], []
@@ -148,55 +149,72 @@ class Label(Task):
         nearest = normalize(tested[split.test] - centre, dim=1) @ normalize(prototypes - centre).T
         return torch.tensor(numbers)[nearest.argmax(1)]
 
-    def _splits(self, context: Context, data: _Data, label: str, seed: int) -> Iterator[Split]:
-        labels = [data.names[number] for number in data.labels.tolist()]
-        given = official_split(context, data.manifest, labels, seed, groups=self.groups)
-        if given is not None:
-            yield self._checked(given, data, label)
-            return
-        groups = self.groups or context.data.groups
-        if groups is None:
-            yield self._checked(stratified(data, label, seed), data, label)
-            return
-        group_of = labels_of(data.manifest, groups)
-        check_distinct(group_of, groups, data.manifest)
-        names = sorted(set(group_of))
-        if len(names) < 3:
-            path, _ = where(data.manifest)
+
+def label_splits(
+    data: EvaluationData, label: str, groups: str | None, seed: int
+) -> Iterator[Split]:
+    """How utterances of all parts are divided for a label, as :class:`Label` says; one a fold.
+
+    Args:
+        data: the utterances.
+        label: that is told.
+        groups: a label whose values are left out one by one; None: as the data says.
+        seed: of what is drawn.
+
+    Raises:
+        ManifestError: labels are missing, or cannot be divided so.
+    """
+    manifest = whole(data)
+    labels = labels_of(manifest, label)
+    check_distinct(labels, label, manifest)
+    numbers, names = codes(labels)
+    known = _Data(manifest, torch.from_numpy(numbers), names)
+    given = official_split(data, manifest, labels, seed, groups=groups)
+    if given is not None:
+        yield _checked(given, known, label)
+        return
+    groups = groups or data.groups
+    if groups is None:
+        yield _checked(stratified(known, label, seed), known, label)
+        return
+    group_of = labels_of(manifest, groups)
+    check_distinct(group_of, groups, manifest)
+    found = sorted(set(group_of))
+    if len(found) < 3:
+        path, _ = where(manifest)
+        raise ManifestError(
+            path, None,
+            f"{groups!r} has {len(found)} values; one to test, one to validate and one to fit "
+            "need 3",
+        )  # fmt: skip
+    for test in found:
+        parts = ["test" if group == test else "train" for group in group_of]
+        lost = {labels[row] for row, part in enumerate(parts) if part == "test"}
+        lost -= {labels[row] for row, part in enumerate(parts) if part == "train"}
+        if lost:
+            row = next(r for r, g in enumerate(group_of) if g == test and labels[r] in lost)
+            path, line = where(manifest, manifest[row])
+            raise ManifestError(path, line, f"{label} {labels[row]!r} is in {groups} {test!r} only")
+        yield given_split(parts, group_of, labels, seed)
+
+
+def _checked(split: Split, data: _Data, label: str) -> Split:
+    """Refuse a class that is tested and not fitted: no probe can know it.
+
+    Raises:
+        ManifestError: naming the file and the line of the first such utterance.
+    """
+    known = set(data.labels[split.fit].tolist())
+    for row in split.test:
+        if int(data.labels[row]) not in known:
+            utterance = data.manifest[row]
+            path, line = where(data.manifest, utterance)
             raise ManifestError(
-                path, None,
-                f"{groups!r} has {len(names)} values; one to test, one to validate and one to fit "
-                "need 3",
+                path, line,
+                f"utterance {utterance.id!r}: {label} {data.names[int(data.labels[row])]!r} is "
+                "in the test part only",
             )  # fmt: skip
-        for test in names:
-            parts = ["test" if group == test else "train" for group in group_of]
-            lost = {labels[row] for row, part in enumerate(parts) if part == "test"}
-            lost -= {labels[row] for row, part in enumerate(parts) if part == "train"}
-            if lost:
-                row = next(r for r, g in enumerate(group_of) if g == test and labels[r] in lost)
-                path, line = where(data.manifest, data.manifest[row])
-                raise ManifestError(
-                    path, line, f"{label} {labels[row]!r} is in {groups} {test!r} only"
-                )
-            yield given_split(parts, group_of, labels, seed)
-
-    def _checked(self, split: Split, data: _Data, label: str) -> Split:
-        """Refuse a class that is tested and not fitted: no probe can know it.
-
-        Raises:
-            ManifestError: naming the file and the line of the first such utterance.
-        """
-        known = set(data.labels[split.fit].tolist())
-        for row in split.test:
-            if int(data.labels[row]) not in known:
-                utterance = data.manifest[row]
-                path, line = where(data.manifest, utterance)
-                raise ManifestError(
-                    path, line,
-                    f"utterance {utterance.id!r}: {label} {data.names[int(data.labels[row])]!r} is "
-                    "in the test part only",
-                )  # fmt: skip
-        return split
+    return split
 
 
 def stratified(data: _Data, label: str, seed: int) -> Split:

@@ -108,7 +108,7 @@ class Phones(Task):
         return result
 
     def _split(self, context: Context, manifest: Manifest, seed: int) -> Split:
-        given = official_split(context, manifest, [""] * len(manifest), seed)
+        given = official_split(context.data, manifest, [""] * len(manifest), seed)
         if given is not None:
             return given
         if len(manifest) < 3:

@@ -132,7 +132,7 @@ class Transcription(Task):
         return result
 
     def _split(self, context: Context, manifest: Manifest, seed: int) -> Split:
-        given = official_split(context, manifest, [""] * len(manifest), seed)
+        given = official_split(context.data, manifest, [""] * len(manifest), seed)
         if given is not None:
             return given
         return random_split([row.id for row in manifest], seed, test=self.test)
