@@ -28,7 +28,7 @@ from speechft.models.utterances import UtteranceEncoder
 
 def evaluate(
     *,
-    model: str | Path | FrameEncoder,
+    model: str | Path | FrameEncoder | EmbeddingModel | SubspaceModel,
     tasks: str | Task | Sequence[str | Task],
     data: str | Path | Manifest | EvaluationData = "embedded",
     layout: str = "auto",
