@@ -2,9 +2,10 @@
 
     python -m recipes.interventional --work runs/interventional
 
-Two ways, on one grid: in closed form, and as published. Sizes of the closed form are chosen on
-voices that it is not fitted on; then both learn from these voices as well. Goes on where it
-stopped. Writes ``report.json``, ``report.md`` and pictures into the work folder.
+Three ways, on one grid: in closed form, in closed form with recordings of people for the speaker
+subspace, and as published. Sizes of the closed form are chosen on voices that it is not fitted on,
+then all learn from these voices as well; how much recordings count, on people of their own. Goes on
+where it stopped. Writes ``report.json``, ``report.md`` and pictures into the work folder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.interventional.choose import choose
+from recipes.interventional.choose_recorded import choose_recorded
+from recipes.interventional.people import people
 from recipes.interventional.report import row_of, table
 from recipes.interventional.speech import join, prepare
 from speechft import evaluate
@@ -46,11 +49,26 @@ def main() -> None:
     print(f"chosen: {found['chosen']}")
     grids["learn"] = work / "learn.jsonl"
     join(grids["learn"], {part: grids[part] for part in ("train", "choose")})
-    linear: dict[str, Any] = {"hidden_sizes": (), "sizes": found["chosen"]}
+    grids["recorded"] = people(work)
+    share = work / "recorded-share.json"
+    if not share.exists():
+        limit = found["keyword from speaker"]["limit"]
+        tried = choose_recorded(MODEL, LAYER, grids, work / "features", limit)
+        share.write_text(json.dumps(tried, indent=1) + "\n")
+    recorded = json.loads(share.read_text())["chosen"]
+    print(f"chosen with recordings: {recorded}")
+    grids["learn-recorded"] = work / "learn-recorded.jsonl"
+    parts = ("train", "choose", "recorded")
+    join(grids["learn-recorded"], {part: grids[part] for part in parts})
+    linear: dict[str, Any] = {"hidden_sizes": (), "fit": "discriminant"}
     ways: dict[str, dict[str, Any]] = {
-        "closed form": {**linear, "fit": "discriminant"},
+        "closed form": {**linear, "sizes": found["chosen"]},
+        "closed form with recordings": {
+            **linear, "sizes": {**found["chosen"], "speaker": recorded["size"]},
+            "recorded_share": recorded["share"], "noise_weights": {"speaker": recorded["weight"]},
+        },
         "as published": {},
-    }
+    }  # fmt: skip
     rows: dict[str, list[dict[str, float]]] = {}
     for name, settings in ways.items():
         # The closed form draws nothing: its seeds are those of the probes.
@@ -80,9 +98,10 @@ def run(
     training = TrainingSettings(**{**Interventional.training_defaults, "seed": seed})
     start = time.perf_counter()
     if not (output / "report.json").exists():
+        data = grids["learn" if config.recorded_share is None else "learn-recorded"]
         refine(
-            model=MODEL, method="interventional", data=grids["learn"], output=output,
-            config=config, training=training,
+            model=MODEL, method="interventional", data=data, output=output, config=config,
+            training=training,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     drawn = range(seed, seed + probes)

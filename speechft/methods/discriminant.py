@@ -13,6 +13,17 @@ of the d directions w with the largest
 which is Fisher's discriminant (1936) with the other factors' effects among the noise. They are
 scaled so that the noise has unit variance in each. Nothing is drawn, and there is nothing to tune
 but d.
+
+People differ in other ways than synthetic voices do, and no two say the same texts. Recordings of
+which nothing but the factor is known join as a second corpus: with the scatter :math:`S_r` of the
+means of its values, the mean over values :math:`E_r` of the scatter within one, and a share
+:math:`\rho`, the quotient is
+
+.. math:: \frac{w^\top \bigl((1 - \rho) S_k + \rho S_r\bigr) w}
+    {w^\top \bigl((1 - \rho) (\tau \sum_{j \ne k} S_j + E) + \rho E_r\bigr) w}
+
+:math:`S_r` holds what people say, too, so :math:`\tau` can be above 1. As cosines depend on the
+origin, it is half-way between the two corpora.
 """
 
 from __future__ import annotations
@@ -81,20 +92,48 @@ def effects(features: Tensor, factors: Tensor) -> tuple[list[Tensor], Tensor]:
     return tables[:-1], left
 
 
-def directions(features: Tensor, factors: Tensor, factor: int, size: int) -> tuple[Tensor, Tensor]:
-    """The discriminant directions of a factor: weight (size, C) and bias (size,), float32.
+def directions(
+    features: Tensor,
+    factors: Tensor,
+    factor: int,
+    size: int,
+    *,
+    recorded_share: float | None = None,
+    noise_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    r"""The discriminant directions of a factor: weight (size, C) and bias (size,), float32.
 
-    ``features @ weight.T + bias`` has mean zero; the first dimension is the most discriminative.
+    ``features @ weight.T + bias`` has mean zero, or that of each corpus is as far from zero as the
+    other's; the first dimension is the most discriminative.
 
     Args:
         features: (N, C).
         factors: (N, K), see :func:`effects`.
         factor: which column.
         size: how many directions.
+        recorded_share: :math:`\rho`, from 0 to below 1: samples of which this factor alone is known
+            are the second corpus and do not touch the first; others of which no two factors are
+            known are left out. None: there is one corpus, of all samples.
+        noise_weight: :math:`\tau`, above 0.
 
     Raises:
-        ArgumentError: more directions than the factor has values less one, or than features.
+        ArgumentError: more directions than the factor has values less one, or than features; a
+            share or weight out of range; nothing but the second corpus.
     """
+    if recorded_share is not None and not 0 <= recorded_share < 1:
+        raise ArgumentError("recorded_share", f"wants 0 to below 1, got {recorded_share}")
+    if not 0 < noise_weight < float("inf"):
+        raise ArgumentError("noise_weight", f"wants a number above 0, got {noise_weight}")
+    recorded = None
+    if recorded_share is not None:
+        known = (factors >= 0).sum(1)
+        alone = (factors[:, factor] >= 0) & (known == 1)
+        if alone.any():
+            recorded = _people(features[alone], factors[alone, factor])
+        grid = known > 1
+        if not grid.any():
+            raise ArgumentError("factors", "no sample has two factors known, so there is no grid")
+        features, factors = features[grid], _renumbered(factors[grid])
     tables, left = effects(features, factors)
     values = int(factors[:, factor].max()) + 1
     most = min(values - 1, features.shape[1])
@@ -106,17 +145,47 @@ def directions(features: Tensor, factors: Tensor, factor: int, size: int) -> tup
         )
     # Of balanced grids: every value counts alike.
     scatters = [table.T @ table / max(len(table), 1) for table in tables]
-    noise = left.T @ left / len(left)
-    noise = noise + sum(s for k, s in enumerate(scatters) if k != factor)
+    signal, noise = scatters[factor], left.T @ left / len(left)
+    noise = noise + noise_weight * sum(s for k, s in enumerate(scatters) if k != factor)
+    origin = features.double().mean(0)
+    if recorded is not None:
+        assert recorded_share is not None
+        between, within, middle = recorded
+        signal = (1 - recorded_share) * signal + recorded_share * between
+        noise = (1 - recorded_share) * noise + recorded_share * within
+        origin = (origin + middle) / 2
     energy, basis = torch.linalg.eigh(noise)
     # A direction in which nothing moves is a matter of rounding.
     whiten = basis * energy.clamp(min=float(energy.max()) * 1e-8).rsqrt()
-    gain, found = torch.linalg.eigh(whiten.T @ scatters[factor] @ whiten)
+    gain, found = torch.linalg.eigh(whiten.T @ signal @ whiten)
     weight = (whiten @ found[:, gain.argsort(descending=True)[:size]]).T
     # The sign of an eigenvector is anybody's: the largest entry is positive.
     largest = weight.gather(1, weight.abs().argmax(1, keepdim=True))
     weight = weight * largest.sign()
-    return weight.float(), -(weight @ features.double().mean(0)).float()
+    return weight.float(), -(weight @ origin).float()
+
+
+def _people(features: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scatter of the values' means, mean scatter within a value, and mean; all values alike."""
+    values = torch.unique(values, return_inverse=True)[1]
+    x = features.double()
+    means = _means(x, values)
+    left = x - means[values]
+    share = 1 / (torch.bincount(values)[values] * len(means)).double()
+    middle = means.mean(0)
+    apart = means - middle
+    return apart.T @ apart / len(means), (left * share[:, None]).T @ left, middle
+
+
+def _renumbered(factors: Tensor) -> Tensor:
+    """The values that there are, from 0 without gaps; -1 stays."""
+    columns = []
+    for column in factors.T:
+        numbers = column.clone()
+        known = column >= 0
+        numbers[known] = torch.unique(column[known], return_inverse=True)[1]
+        columns.append(numbers)
+    return torch.stack(columns, 1)
 
 
 def _means(x: Tensor, groups: Tensor, count: int | None = None) -> Tensor:

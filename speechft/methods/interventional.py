@@ -53,6 +53,10 @@ class InterventionalConfig(MethodConfig):
         hidden_sizes: of the MLP; empty for a linear transform.
         fit: ``"gradient"``, as published; ``"discriminant"``, a linear transform in closed form
             and no steps; or ``"both"``, steps from the closed form.
+        recorded_share: of the closed form: how much utterances count that have a label of one
+            factor alone, such as recordings of people; 0 to below 1. None: they count like any.
+        noise_weights: of the closed form: subspace -> how much the effects of other factors count
+            among its noise; 1 where not named.
         temperature: of the contrastive losses.
         contrastive_weight, orthogonality_weight: of the two published terms.
         orthogonality: ``"feature"``, as the code has it today, or ``"sample"``, as it had it when
@@ -82,6 +86,8 @@ class InterventionalConfig(MethodConfig):
     weighted_layers: bool = False
     hidden_sizes: tuple[int, ...] = (768, 768)
     fit: Literal["gradient", "discriminant", "both"] = "gradient"
+    recorded_share: float | None = None
+    noise_weights: dict[str, float] = field(default_factory=dict)
     temperature: float = 0.1
     contrastive_weight: float = 1.0
     orthogonality_weight: float = 1.0
@@ -108,6 +114,16 @@ class InterventionalConfig(MethodConfig):
         for name in ("temperature", "leakage_ridge"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: wants a number above 0, got {getattr(self, name)}")
+        for name, weight in self.noise_weights.items():
+            if name not in self.factors or not 0 < weight < float("inf"):
+                raise ConfigError(
+                    f"noise_weights: wants a number above 0 for subspaces of factors, got {weight} "
+                    f"for {name!r}"
+                )
+        if self.recorded_share is not None and not 0 <= self.recorded_share < 1:
+            raise ConfigError(f"recorded_share: wants 0 to below 1, got {self.recorded_share}")
+        if self.fit == "gradient" and (self.recorded_share is not None or self.noise_weights):
+            raise ConfigError("fit: recorded_share and noise_weights are of a closed form")
         for name in ("segment_frames", "tuned_layers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: wants 0 or more, got {getattr(self, name)}")
@@ -280,7 +296,11 @@ class Interventional(Method):
             if name not in self.settings.factors:
                 raise ConfigError(f"sizes: {name!r} has no factor, so it has no closed form")
             column = list(self.settings.factors).index(name)
-            weight, bias = directions(features, factors, column, size)
+            weight, bias = directions(
+                features, factors, column, size,
+                recorded_share=self.settings.recorded_share,
+                noise_weight=self.settings.noise_weights.get(name, 1.0),
+            )  # fmt: skip
             weights.append(weight)
             biases.append(bias)
         with torch.no_grad():

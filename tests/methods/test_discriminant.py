@@ -190,3 +190,107 @@ def test_more_directions_than_there_are_is_an_error(factor, size, most):
     with pytest.raises(ArgumentError, match=f"subspaces.*{size} dimensions.*there are {most}"):
         directions(speech(factors), factors, factor, size)
     directions(speech(factors), factors, factor, size - 1)
+
+
+# Recordings: one factor known and no other
+
+
+def recordings(people: int = 7, takes: int = 9, first: int = 20) -> Tensor:
+    """Speakers numbered with gaps, one of them with fewer takes, texts unknown."""
+    speaker = (first + 3 * torch.arange(people)).repeat_interleave(takes)[:-4]
+    return torch.stack([speaker, torch.full_like(speaker, -1)], 1)
+
+
+def joined() -> tuple[Tensor, Tensor]:
+    """A grid whose voices are numbered after the people, then recordings, of another mean."""
+    factors = torch.cat([GRIDS["holed"] + torch.tensor([50, 3]), recordings()])
+    features = speech(factors, noise=1.0)
+    features[len(GRIDS["holed"]) :] += 4
+    return features, factors
+
+
+@pytest.mark.parametrize(("share", "weight"), [(0.0, 1.0), (0.3, 1.0), (0.7, 5.0)])
+def test_recordings_join_the_eigenproblem(share, weight):
+    features, factors = joined()
+    size = len(GRIDS["holed"])
+    tables, left = effects(features[:size], GRIDS["holed"])
+    scatters = [(table.T @ table / len(table)).numpy() for table in tables]
+    x, who = features[size:].double().numpy(), factors[size:, 0].numpy()
+    own = [x[who == person] for person in np.unique(who)]
+    between = np.cov(np.stack([mine.mean(0) for mine in own]).T, bias=True)
+    within = np.mean([np.cov(mine.T, bias=True) for mine in own], 0)
+    signal = (1 - share) * scatters[0] + share * between
+    grid_noise = weight * scatters[1] + (left.T @ left).numpy() / size
+    noise = (1 - share) * grid_noise + share * within
+    order = torch.randperm(len(factors), generator=torch.Generator().manual_seed(4))
+    w, bias = directions(
+        features[order], factors[order], 0, 3, recorded_share=share, noise_weight=weight
+    )
+    gains, found = scipy.linalg.eigh(signal, noise)
+    rows = w.double().numpy()
+    for row, best in zip(rows, found.T[::-1], strict=False):
+        sign = np.sign(best[np.abs(best).argmax()])
+        np.testing.assert_allclose(row, sign * best, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.diag(rows @ signal @ rows.T), gains[::-1][:3], rtol=1e-4)
+    # As far from the one corpus as from the other, people counting alike.
+    middle = np.mean([mine.mean(0) for mine in own], 0)
+    ends = rows @ np.stack([features[:size].double().numpy().mean(0), middle]).T
+    np.testing.assert_allclose(ends[:, 0] + bias.numpy(), -(ends[:, 1] + bias.numpy()), atol=1e-4)
+
+
+def test_directions_keep_off_what_varies_within_people():
+    """Voices differ along two axes alike; people along the second, and along the first at will."""
+    generator = torch.Generator().manual_seed(8)
+    grid = full(24, 30)
+    axes = torch.linalg.qr(torch.randn(10, 10, generator=generator))[0]
+    voices = 2 * torch.randn(24, 2, generator=generator) @ axes[:2]
+    texts = torch.randn(30, 3, generator=generator) @ axes[2:5]
+    features = voices[grid[:, 0]] + texts[grid[:, 1]]
+    features = features + 0.1 * torch.randn(len(grid), 10, generator=generator)
+    people = recordings(12, 40, first=24)
+    means = 2 * torch.randn(12, 1, generator=generator) @ axes[1:2]
+    takes = 5 * torch.randn(len(people), 1, generator=generator) @ axes[:1]
+    recorded = means[(people[:, 0] - 24) // 3] + takes
+    recorded = recorded + 0.1 * torch.randn(len(people), 10, generator=generator)
+    x, factors = torch.cat([features, recorded]), torch.cat([grid, people])
+
+    def first(share: float) -> float:
+        weight, _ = directions(x, factors, 0, 1, recorded_share=share)
+        moved = weight[0] @ axes[:2].T
+        return float(moved[0].abs() / moved.norm())
+
+    assert first(0.0) > 0.2
+    assert first(0.2) < 0.05
+
+
+def test_recordings_leave_the_other_factor_alone():
+    features, factors = joined()
+    size = len(GRIDS["holed"])
+    alone = directions(features[:size], GRIDS["holed"], 1, 3)
+    both = directions(features, factors, 1, 3, recorded_share=0.5)
+    assert torch.equal(alone[0], both[0])
+    assert torch.equal(alone[1], both[1])
+    # Nor does a share matter where nothing was recorded.
+    for share in (0.0, 0.9):
+        same = directions(features[:size], factors[:size], 0, 3, recorded_share=share)
+        assert torch.equal(same[0], directions(features[:size], GRIDS["holed"], 0, 3)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recorded_share": 1.0}, "recorded_share.*0 to below 1, got 1.0"),
+        ({"recorded_share": -0.1}, "recorded_share.*0 to below 1, got -0.1"),
+        ({"noise_weight": 0.0}, "noise_weight.*above 0, got 0.0"),
+        ({"noise_weight": float("nan")}, "noise_weight.*above 0, got nan"),
+    ],
+)
+def test_a_share_or_a_weight_out_of_range_is_an_error(changes, message):
+    with pytest.raises(ArgumentError, match=message):
+        directions(*joined(), 0, 2, **changes)
+
+
+def test_recordings_alone_are_no_grid():
+    factors = recordings()
+    with pytest.raises(ArgumentError, match=r"factors.*no sample has two factors known"):
+        directions(speech(factors), factors, 0, 2, recorded_share=0.5)

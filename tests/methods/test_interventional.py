@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from miniature_grid import write_grid
+from miniature_grid import RATE, utterance, write_grid
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -292,6 +293,11 @@ def test_leakage_wants_a_label_a_vector():
         ({"tuned_layers": -1}, "tuned_layers"),
         ({"fit": "discriminant"}, "fit: 'discriminant' is of a linear transform"),
         ({"fit": "both", "hidden_sizes": (), "weighted_layers": True}, "fit: 'both'"),
+        ({"recorded_share": 0.2}, "fit: recorded_share and noise_weights are of a closed form"),
+        ({"noise_weights": {"speaker": 2.0}}, "fit: recorded_share and noise_weights"),
+        ({"noise_weights": {"speaker": 0.0}}, "noise_weights: .* got 0.0 for 'speaker'"),
+        ({"noise_weights": {"text": 2.0}}, "noise_weights: .* got 2.0 for 'text'"),
+        ({"recorded_share": 1.0}, "recorded_share: wants 0 to below 1, got 1.0"),
         ({"augmentation": "chain.yaml"}, "precompute: augmentation and tuned_layers"),
         ({"tuned_layers": 1}, "precompute"),
         ({"precompute": False, "segment_frames": 2}, "precompute: segment_frames and a closed"),
@@ -576,6 +582,40 @@ def test_the_closed_form_takes_no_steps(tmp_path, manifest, shared, speech):
     small = {"training": {"learning_rate": 1e-9, "weight_decay": 0.0}}
     run(manifest, tmp_path / "hardly", fit="both", features=shared, **LINEAR, **small)
     assert same(tmp_path / "hardly", tmp_path / "run", 1e-6)
+
+
+def test_recordings_join_the_closed_form_of_their_factor(tmp_path, manifest, shared):
+    """Rows of a speaker without a text, beside those of the grid."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    recorded = [
+        {"id": f"p{person}-{take}", "audio": f"p{person}-{take}.wav", "speaker": f"p{person}"}
+        for person in range(3)
+        for take in range(4)
+    ]
+    for row in recorded:
+        person, take = map(int, row["id"][1:].split("-"))
+        path = manifest.parent / row["audio"]
+        soundfile.write(path, utterance(10 + person, 20 + take, take=take), RATE)
+    path = manifest.parent / "recorded.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows + recorded)) + "\n")
+    settings = {"recorded_share": 0.3, "noise_weights": {"speaker": 4.0}, **LINEAR}
+    run(path, tmp_path / "run", fit="discriminant", features=shared, **settings)
+    model = load_subspaces(tmp_path / "run")
+    speech = SpeechDataset(read_manifest(path), factors=("speaker", "text"))
+    assert (speech.factors[:, 1] < 0).sum() == len(recorded)
+    features = torch.from_numpy(FeatureStore(model, speech, Path(shared) / "features").pooled[:, 0])
+    weights, factors = (4.0, 1.0), speech.factors
+    for column, (weight, rows_of) in enumerate(
+        zip(weights, (slice(0, 3), slice(3, 6)), strict=True)
+    ):
+        expected = directions(features, factors, column, 3, recorded_share=0.3, noise_weight=weight)
+        torch.testing.assert_close(model.transform[0].weight[rows_of], expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(model.transform[0].bias[rows_of], expected[1], rtol=0, atol=0)
+    run(manifest, tmp_path / "plain", fit="discriminant", features=shared, **LINEAR)
+    plain = load_subspaces(tmp_path / "plain").transform[0].weight
+    # To about what batches differ in.
+    torch.testing.assert_close(model.transform[0].weight[3:], plain[3:], rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(model.transform[0].weight[:3], plain[:3], rtol=0.1)
 
 
 def test_a_closed_form_has_no_residual_and_no_more_directions_than_values(
