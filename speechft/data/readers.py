@@ -62,7 +62,8 @@ def read_manifest(path: str | Path, *, check_files: bool = True) -> Manifest:
     * ``.csv``: comma-separated with a header row.
     * a folder: every wav, flac, ogg, opus and mp3 file below it, sorted by path; its id is the
       path relative to the folder without the suffix. Hidden files and symbolic links to folders
-      are left out.
+      are left out. In the layout of VoxCeleb 1 and 2, ``.../idNNNNN/VIDEO/FILE`` throughout, the
+      third name from the end is the speaker.
 
     UTF-8, with or without byte order mark, lines ending in LF or CRLF. The names of columns are in
     :mod:`speechft.data.readers`. No audio is decoded here: :func:`speechft.data.scan` does that.
@@ -127,8 +128,31 @@ def _read_folder(folder: Path) -> Manifest:
             )
         found[name] = file
     if not found:
-        raise ManifestError(folder, None, f"holds no audio ({', '.join(SUFFIXES)})")
-    return Manifest((Utterance(id=name, audio=file) for name, file in found.items()), source=folder)
+        raise ManifestError(folder, None, f"holds no audio ({', '.join(SUFFIXES)}){_aac(folder)}")
+    speakers = {name: _voxceleb_speaker(name) for name in found}
+    known = None not in speakers.values()
+    return Manifest(
+        (
+            Utterance(id=name, audio=file, speaker=speakers[name] if known else None)
+            for name, file in found.items()
+        ),
+        source=folder,
+    )
+
+
+def _voxceleb_speaker(name: str) -> str | None:
+    """The idNNNNN of .../idNNNNN/VIDEO/FILE; None of another layout."""
+    parts = name.split("/")
+    if len(parts) < 3 or not re.fullmatch(r"id\d{5}", parts[-3]):
+        return None
+    return parts[-3]
+
+
+def _aac(folder: Path) -> str:
+    """What to do with VoxCeleb2 as it comes."""
+    if next(folder.rglob("*.m4a"), None) is None:
+        return ""
+    return "; its .m4a files are AAC, which is not read: convert them, ffmpeg -i X.m4a X.flac"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
