@@ -38,7 +38,7 @@ VOICES, EACH = 32, 4  # what is labelled: so many voices, so many utterances of 
 
 DINO = DinoConfig(
     size=SPEC.size, long_seconds=LONG, short_seconds=SHORT, codes=2048, hidden_size=512,
-    bottleneck=128, freeze_last_steps=50, momentum=0.99, augment_long="none",
+    bottleneck=128, freeze_last_steps=50, teacher_momentum=0.99, augment_long="none",
     augment_short="none", centering="sinkhorn", koleo_weight=0.1,
 )  # fmt: skip
 DINO_TRAINING: dict[str, Any] = {

@@ -42,7 +42,7 @@ class DinoConfig(MethodConfig):
             in so many steps.
         centering: ``"mean"``, ``"sinkhorn"`` or ``"none"``.
         center_momentum, sinkhorn_iterations: of these.
-        momentum: of the teacher at first; it goes to 1 along a cosine.
+        teacher_momentum: of the teacher at first; it goes to 1 along a cosine.
         teacher_statistics: batch norm of the teacher uses those of the ``"batch"``, as published,
             or ``"averaged"`` ones of the student.
         cosine_weight: of 1 - cosine of the student's and teacher's vectors of different crops.
@@ -90,7 +90,7 @@ class DinoConfig(MethodConfig):
     centering: Literal["mean", "sinkhorn", "none"] = "mean"
     center_momentum: float = 0.9
     sinkhorn_iterations: int = 3
-    momentum: float = 0.996
+    teacher_momentum: float = 0.996
     teacher_statistics: Literal["batch", "averaged"] = "batch"
     cosine_weight: float = 0.0
     koleo_weight: float = 0.0
@@ -119,7 +119,7 @@ class DinoConfig(MethodConfig):
         ):  # fmt: skip
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: wants a number above 0, got {getattr(self, name)}")
-        for name in ("spread", "momentum", "regulariser_start"):
+        for name in ("spread", "teacher_momentum", "regulariser_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: wants 0 to 1, got {getattr(self, name)}")
         if self.short and self.short_seconds > self.long_seconds:

@@ -56,19 +56,19 @@ class DINOHead(nn.Module):
         ):  # fmt: skip
             if value < least:
                 raise ArgumentError(name, f"wants at least {least}, got {value}")
-        layers: list[nn.Module] = []
-        inputs = size
-        for _ in range(hidden_layers):
-            layers.append(nn.Linear(inputs, hidden_size))
-            if batch_norm:
-                layers.append(nn.BatchNorm1d(hidden_size))
-            layers.append(nn.GELU())
-            inputs = hidden_size
-        layers.append(nn.Linear(inputs, bottleneck))
-        self.mlp = nn.Sequential(*layers)
-        self.codes = nn.Parameter(torch.empty(codes, bottleneck))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
+            layers: list[nn.Module] = []
+            inputs = size
+            for _ in range(hidden_layers):
+                layers.append(nn.Linear(inputs, hidden_size))
+                if batch_norm:
+                    layers.append(nn.BatchNorm1d(hidden_size))
+                layers.append(nn.GELU())
+                inputs = hidden_size
+            layers.append(nn.Linear(inputs, bottleneck))
+            self.mlp = nn.Sequential(*layers)
+            self.codes = nn.Parameter(torch.empty(codes, bottleneck))
             for layer in self.mlp:
                 if isinstance(layer, nn.Linear):
                     nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -97,9 +97,10 @@ def read_embedding(
     model = make_embedding(spec, encoder=encoder)
     model.encoder_name = config["encoder"]
     weights = load_file(folder / _WEIGHTS)
-    own = {key for key in model.state_dict() if not key.startswith(_OF_ENCODER)}
-    if set(weights) != own:
-        odd = sorted(set(weights) ^ own)
+    shapes = {key: tensor.shape for key, tensor in weights.items()}
+    own = {k: t.shape for k, t in model.state_dict().items() if not k.startswith(_OF_ENCODER)}
+    if shapes != own:
+        odd = sorted(k for k in {*shapes, *own} if shapes.get(k) != own.get(k))
         raise ArgumentError("name_or_path", f"{folder / _WEIGHTS} does not fit at {odd[0]}")
     model.load_state_dict(weights, strict=False)
     return model.to(device).eval()

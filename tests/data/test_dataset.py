@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from speechft.data import LengthBatchSampler, Manifest, SpeechDataset, Utterance, collate, scan
+from speechft.data import (
+    LengthBatchSampler,
+    Manifest,
+    SpeechDataset,
+    Utterance,
+    collate,
+    read_manifest,
+    scan,
+    write_manifest,
+)
 from speechft.errors import ArgumentError, AudioError, LengthError
 
 lengths_lists = st.lists(st.integers(1, 100_000), min_size=1, max_size=300)
@@ -177,3 +186,79 @@ def test_bad_arguments(change: dict[str, object], error: type[Exception], messag
         sampler.batch_at(-1)
     with pytest.raises(ArgumentError, match="epoch"):
         sampler.set_epoch(-1)
+
+
+class TestOnShort:
+    """Nine files of 1,000 to 1,800 samples, the fourth of them broken: four are below 1,400."""
+
+    def test_drop_leaves_out_and_accounts(self, manifest: Manifest) -> None:
+        dataset = SpeechDataset(
+            manifest, on_bad_audio="skip", wanted_samples=1_400, on_short="drop"
+        )
+        assert dataset.lengths.tolist() == [1_400, 1_500, 1_600, 1_700, 1_800]
+        assert [utterance.id for utterance in dataset.manifest] == ["u4", "u5", "u6", "u7", "u8"]
+        assert dataset.repeated == 0
+        ledger = dataset.ledger
+        assert (ledger.rows, ledger.seen) == (9, 5)
+        reasons = {skip.id: skip.reason for skip in ledger.skipped}
+        assert set(reasons) == {"u0", "u1", "u2", "u3"}
+        assert reasons["u2"] == "shorter than a crop: 0.07 s, and 0.0875 s are wanted"
+        assert "crop" not in reasons["u3"]
+        assert ledger.seconds == pytest.approx((1_400 + 1_500 + 1_600 + 1_700 + 1_800) / 16_000)
+        assert dataset[0]["id"] == "u4"
+
+    def test_the_ledger_is_in_the_order_of_the_manifest(
+        self, manifest: Manifest, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "rows.jsonl"
+        write_manifest(manifest, path)
+        dataset = SpeechDataset(
+            read_manifest(path), on_bad_audio="skip", wanted_samples=1_500, on_short="drop"
+        )
+        assert [skip.id for skip in dataset.ledger.skipped] == ["u0", "u1", "u2", "u3", "u4"]
+
+    def test_repeat_says_it_again_to_the_length_and_counts(self, manifest: Manifest) -> None:
+        for index, u in enumerate(manifest[:3]):
+            ramp = np.arange(1_000 + 100 * index) / 2_048
+            soundfile.write(u.audio, ramp, 16_000, subtype="FLOAT")
+        dataset = SpeechDataset(
+            manifest, on_bad_audio="skip", wanted_samples=2_150, on_short="repeat"
+        )
+        assert dataset.repeated == 8
+        assert len(dataset.ledger.skipped) == 1
+        assert dataset.lengths.tolist() == [2_150] * 8
+        waveform = dataset[0]["waveform"]
+        whole = torch.arange(1_000) / 2_048
+        assert torch.equal(waveform, torch.cat([whole, whole, whole[:150]]))
+        # What the audio lasts is not changed by saying it again.
+        assert dataset.ledger.seconds == pytest.approx(
+            sum(1_000 + 100 * k for k in range(9) if k != 3) / 16_000
+        )
+
+    def test_repeat_leaves_what_is_long_enough(self, manifest: Manifest) -> None:
+        dataset = SpeechDataset(
+            manifest, on_bad_audio="skip", wanted_samples=1_400, on_short="repeat"
+        )
+        assert dataset.repeated == 3
+        assert dataset.lengths.tolist() == [1_400] * 4 + [1_500, 1_600, 1_700, 1_800]
+        assert [len(dataset[i]["waveform"]) for i in range(8)] == dataset.lengths.tolist()
+        assert dataset[-1]["index"] == 7
+
+    def test_a_file_that_changes_is_noticed_though_it_is_repeated(self, manifest: Manifest) -> None:
+        dataset = SpeechDataset(manifest[:3], wanted_samples=1_200, on_short="repeat")
+        soundfile.write(manifest[0].audio, np.zeros(1_001), 16_000)
+        with pytest.raises(AudioError, match="changed while in use: 1001 samples, 1000"):
+            dataset[0]
+
+    def test_fail_names_the_first(self, manifest: Manifest) -> None:
+        with pytest.raises(AudioError, match=r"1\.wav \(utterance 'u1'\): shorter than a crop"):
+            SpeechDataset(manifest[1:3], wanted_samples=1_300, on_short="fail")
+        assert len(SpeechDataset(manifest[1:3], wanted_samples=1_100, on_short="fail")) == 2
+
+    def test_none_left_is_an_error(self, manifest: Manifest) -> None:
+        with pytest.raises(AudioError, match=r"all 3 utterances are shorter than the 0\.25 s"):
+            SpeechDataset(manifest[:3], wanted_samples=4_000, on_short="drop")
+
+    def test_another_word_is_an_error(self, manifest: Manifest) -> None:
+        with pytest.raises(ArgumentError, match="on_short"):
+            SpeechDataset(manifest[:3], wanted_samples=4_000, on_short="pad")  # type: ignore[arg-type]
