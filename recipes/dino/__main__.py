@@ -34,15 +34,16 @@ from speechft.training import TrainingSettings
 # A small x-vector: what two cores train in minutes.
 SPEC = EmbeddingSpec("xvector-128", size=128, bands=40, normalize="utterance")
 LONG, SHORT = 1.6, 0.8  # seconds of crops: utterances have 2 to 4
-VOICES, EACH = 32, 4  # what is labelled: so many voices, so many utterances of each
+VOICES, EACH = (8, 16, 32), 4  # what is labelled: so many voices, so many utterances of each
 
 DINO = DinoConfig(
-    size=SPEC.size, long_seconds=LONG, short_seconds=SHORT, codes=2048, hidden_size=512,
-    bottleneck=128, freeze_last_steps=50, teacher_momentum=0.99, augment_long="none",
-    augment_short="none", centering="sinkhorn", koleo_weight=0.1,
+    size=SPEC.size, long_seconds=LONG, short_seconds=SHORT, regions="disjoint",
+    student_views="short", codes=2048, hidden_size=512, bottleneck=128, freeze_last_steps=30,
+    teacher_momentum=0.99, augment_long="none", augment_short="none", centering="sinkhorn",
+    koleo_weight=0.1,
 )  # fmt: skip
 DINO_TRAINING: dict[str, Any] = {
-    "steps": 600, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 60,
+    "steps": 600, "batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 60,
     "schedule": "cosine", "final_learning_rate": 1e-5, "weight_decay": 1e-4, "max_grad_norm": 3.0,
 }  # fmt: skip
 LABELLED = ClassificationConfig(
@@ -70,7 +71,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         folder = work / f"seed-{seed}"
         for name, make in ways(speech, folder, seed).items():
-            rows.setdefault(name, []).append(judged(make, folder / name, speech["test"], seed))
+            rows.setdefault(name, []).append(
+                judged(
+                    make, folder / name.replace(", ", "-").replace(" ", "-"), speech["test"], seed
+                )
+            )
             write(work, rows)
     curve(work, speech, arguments.seeds)
     print(table(rows))
@@ -80,19 +85,23 @@ def ways(
     speech: dict[str, Manifest], folder: Path, seed: int
 ) -> dict[str, Callable[[Path], Path | EmbeddingModel]]:
     """What there is to compare, and how each is made in a folder."""
-    labelled = few(speech["train"], VOICES, EACH, seed)
+    labelled = {voices: few(speech["train"], voices, EACH, seed) for voices in VOICES}
+    most = VOICES[-1]
+
+    def supervised(voices: int) -> Callable[[Path], Path]:
+        return lambda path: by_labels(path, labelled[voices], seed)
 
     def transferred(stages: str) -> Callable[[Path], Path]:
         chosen = [replace(stage, chunk_seconds=LONG) for stage in read_stages(stages)]
         start = folder / "dino"
-        return lambda path: train_stages(start, labelled, LABELLED, chosen, path, seed=seed)
+        return lambda path: train_stages(start, labelled[most], LABELLED, chosen, path, seed=seed)
 
     return {
         "untrained": lambda path: make_embedding(SPEC, seed=seed),
         "dino": lambda path: dino(path, heard(speech["train"]), seed),
-        "few labels, from scratch": lambda path: by_labels(path, labelled, seed),
-        "few labels, from DINO, two-stage": transferred("two-stage"),
-        "few labels, from DINO, all-at-once": transferred("all-at-once"),
+        **{f"{voices * EACH} labels, from scratch": supervised(voices) for voices in VOICES},
+        f"{most * EACH} labels, from DINO, two-stage": transferred("two-stage"),
+        f"{most * EACH} labels, from DINO, all-at-once": transferred("all-at-once"),
     }
 
 
@@ -149,7 +158,7 @@ def curve(work: Path, speech: dict[str, Manifest], seeds: int) -> None:
         data = EvaluationData(
             "unseen voices",
             {
-                "train": few(speech["train"], VOICES, EACH, seed),
+                "train": few(speech["train"], VOICES[-1], EACH, seed),
                 "validation": few(speech["choose"], 20, 16, 0),
                 "test": few(speech["test"], 20, 32, 0),
             },

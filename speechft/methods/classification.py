@@ -12,16 +12,16 @@ Source: Snyder et al., "X-vectors", ICASSP 2018; with margins, Deng et al., CVPR
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from speechft.augment import RandomCrop, SpecAugment, fold_in
 from speechft.data import Manifest, SpeechDataset
-from speechft.errors import ConfigError
+from speechft.errors import ConfigError, SpeechftError
 from speechft.losses import AAMSoftmaxLoss, LossGate
 from speechft.methods.base import Method, MethodConfig, MethodOutput
 from speechft.methods.dino_parts import crop_augmentation, freeze, stack
@@ -35,10 +35,13 @@ from speechft.models.classifier import (
     load_head,
 )
 from speechft.models.embedding import PARTS, Pooling
-from speechft.training.loader import TrainingData, speech_data
+from speechft.training.loader import Batches, TrainingData, speech_data
 from speechft.training.settings import TrainingSettings
 
 Trained = Literal["head", "affine", "pooling", "all", "lora"]
+_Gate = Literal["none", "fixed", "dynamic"]
+AUGMENTATIONS = ("none", "student", "teacher")
+"""What :attr:`ClassificationConfig.augmentation` takes besides a file."""
 _REACH: dict[str, tuple[str, ...]] = {
     "head": (), "affine": PARTS[2:], "pooling": PARTS[1:], "all": PARTS, "lora": PARTS[1:],
 }  # fmt: skip
@@ -97,7 +100,7 @@ class ClassificationConfig(MethodConfig):
     rooms: str | None = None
     spec_augment: bool = False
     dropout: float = 0.0
-    loss_gate: Literal["none", "fixed", "dynamic"] = "none"
+    loss_gate: _Gate = "none"
     loss_gate_threshold: float = 1.0
     size: int = 256
     pooling: Pooling | None = None
@@ -105,8 +108,22 @@ class ClassificationConfig(MethodConfig):
     start_head: str | None = None
 
     def __post_init__(self) -> None:
-        if self.train not in _REACH:
-            raise ConfigError(f"train: wants one of {', '.join(_REACH)}; got {self.train!r}")
+        for name, known in (("train", Trained), ("loss", HeadKind), ("loss_gate", _Gate)):
+            value = getattr(self, name)
+            if value not in get_args(known):
+                raise ConfigError(
+                    f"{name}: wants one of {', '.join(get_args(known))}; got {value!r}"
+                )
+        if self.chunk_seconds is not None:
+            try:
+                RandomCrop(self.chunk_seconds)
+            except SpeechftError as error:
+                raise ConfigError(f"chunk_{error}") from error
+        if self.augmentation not in AUGMENTATIONS and not Path(self.augmentation).is_file():
+            raise ConfigError(
+                f"augmentation: {self.augmentation!r} is no file, and none of "
+                f"{', '.join(AUGMENTATIONS)}"
+            )
         if self.lora_rank < 1 or self.size < 1:
             raise ConfigError("lora_rank, size: want at least 1")
         if not 0 <= self.dropout < 1:
@@ -149,7 +166,8 @@ class Classification(Method):
         super().__init__()
         self.settings = config = config or ClassificationConfig()
         if len(classes) < 2:
-            raise ConfigError(f"label: {config.label!r} has one value, {classes[0]!r}; wants two")
+            got = f"one value, {classes[0]!r}" if classes else "no value"
+            raise ConfigError(f"label: {config.label!r} has {got}; wants two")
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             self.adapted: Any = _choose(model, config)
@@ -171,6 +189,7 @@ class Classification(Method):
         if config.loss_gate != "none":
             threshold = None if config.loss_gate == "dynamic" else config.loss_gate_threshold
             self.gate = LossGate(threshold=threshold)
+        self._still = _still(model, config.train)
         self.train(self.training)
 
     @property
@@ -204,14 +223,8 @@ class Classification(Method):
     def train(self, mode: bool = True) -> Classification:
         """Training mode; what is frozen stays in eval mode."""
         super().train(mode)
-        for name in PARTS:
-            part = self.encoder.part(name)
-            if name not in _REACH[self.settings.train]:
-                part.eval()
-        if self.settings.train == "all" and self.settings.tuned_layers == 0:
-            encoder = self.encoder.encoder
-            if encoder is not None:
-                encoder.eval()
+        for module in self._still:
+            module.eval()
         return self
 
     def forward(
@@ -268,6 +281,7 @@ class Classification(Method):
         return self._counted(speech_data(dataset, settings, num_buckets=1), settings)
 
     def _counted(self, data: TrainingData, settings: TrainingSettings) -> TrainingData:
+        data = replace(data, batches=_NoneAlone(data.batches))
         self._epoch = max(1, len(data.batches) // settings.accumulate)
         return data
 
@@ -287,6 +301,26 @@ class Classification(Method):
     def tuned(self) -> list[str]:
         """Names of the embedding model's tensors that train."""
         return [name for name, p in self.encoder.named_parameters() if p.requires_grad]
+
+
+class _NoneAlone:
+    """Batches of which none has one utterance: of one vector, batch norm has no statistics."""
+
+    def __init__(self, given: Batches) -> None:
+        self.given = given
+        self.count = len(self.batches(0))  # as many are alone in every epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Those that are alone join the first of the others."""
+        found = self.given.batches(epoch)
+        several = [batch for batch in found if len(batch) > 1]
+        if not several:
+            return found
+        several[0] = several[0] + [batch[0] for batch in found if len(batch) == 1]
+        return several
 
 
 def check_repeated(manifest: Manifest, label: str) -> None:
@@ -325,6 +359,24 @@ def _choose(model: EmbeddingModel, config: ClassificationConfig) -> Any:
     settings.layers_to_transform = list(range(used))
     # It changes the encoder's own model in place; held apart, or it would be saved twice.
     return _Held(get_peft_model(encoder.hf_model, settings))
+
+
+def _still(model: EmbeddingModel, train: Trained) -> list[nn.Module]:
+    """What stays in eval mode: parts that do not train, and what is frozen in those that do."""
+    still = [model.part(name) for name in PARTS if name not in _REACH[train]]
+    still += _frozen(model)
+    encoder = model.encoder
+    if encoder is not None and encoder.layers[0] in still:
+        still.append(encoder.hf_model.encoder.dropout)  # before the layers, and of none of them
+    return still
+
+
+def _frozen(module: nn.Module) -> list[nn.Module]:
+    """The largest modules in it that have parameters of which none trains."""
+    trains = [p.requires_grad for p in module.parameters()]
+    if trains and not any(trains):
+        return [module]
+    return [found for child in module.children() for found in _frozen(child)]
 
 
 class _Held:

@@ -22,7 +22,7 @@ from speechft.evaluation.embeddings import Embeddings
 from speechft.evaluation.metrics import normalized_mutual_information, purity
 from speechft.methods.classification import ClassificationConfig
 from speechft.methods.pseudo_labels import PseudoLabels, pseudo_labels
-from speechft.methods.stages import read_stages
+from speechft.methods.stages import Stage, read_stages
 from speechft.methods.transfer import train_stages
 from speechft.models import load_backbone
 from speechft.models.utterances import UtteranceEncoder
@@ -41,7 +41,7 @@ class IterationConfig:
             :func:`speechft.methods.pseudo_labels.pseudo_labels`.
         margin, scale, sub_centers: of the loss; see :class:`speechft.losses.AAMSoftmaxLoss`.
         loss_gate, loss_gate_threshold: see :class:`speechft.methods.ClassificationConfig`; for all
-            stages.
+            stages but the first of several, whose head is new. ``"none"``: as the stages have it.
         noise, rooms: folders of recordings for the stages' augmentation; None: synthesized.
         truth: a label that the clusters are compared with, for the report alone; None: of none.
         seed: of clustering and training.
@@ -140,13 +140,7 @@ def iterate(
     """
     config = config or IterationConfig()
     folder = Path(output)
-    stages = tuple(
-        replace(
-            stage, margin=config.margin, loss_gate=config.loss_gate,
-            loss_gate_threshold=config.loss_gate_threshold,
-        )
-        for stage in read_stages(config.stages)
-    )  # fmt: skip
+    stages = _stages(config)
     base = ClassificationConfig(
         label=LABEL, loss="aam", scale=config.scale, sub_centers=config.sub_centers,
         noise=config.noise, rooms=config.rooms,
@@ -164,14 +158,14 @@ def iterate(
             similarity=config.similarity, clusters=config.clusters, least=config.least,
             most=config.most, confidence=config.confidence, seed=config.seed,
         )  # fmt: skip
+        agreement = _agreement(manifest, found, config.truth)
         labelled = with_labels(manifest, found.labels)
         write_manifest(labelled, place / "manifest.jsonl")
         now = train_stages(
             now, labelled, base, stages, place, seed=config.seed, device=device
         )  # fmt: skip
         report.rounds.append(
-            Round(_counts(found), _agreement(manifest, found, config.truth), str(now),
-                  time.perf_counter() - start)
+            Round(_counts(found), agreement, str(now), time.perf_counter() - start)
         )  # fmt: skip
         report.write(folder / "iteration.json")
     return report
@@ -190,6 +184,19 @@ def embed(
     encoder = UtteranceEncoder(load_backbone(model)).eval()
     encoder.to("cpu" if place == "auto" else place)
     return Embeddings(encoder, cache=cache, progress=progress).pooled(manifest)[:, 0]
+
+
+def _stages(config: IterationConfig) -> tuple[Stage, ...]:
+    """Those of the config, with its margin, and its gate from the second on."""
+    stages = tuple(replace(stage, margin=config.margin) for stage in read_stages(config.stages))
+    if config.loss_gate == "none":
+        return stages
+    # The losses of a new head are all large: a fixed gate would let nothing through.
+    gate: dict[str, Any] = {
+        "loss_gate": config.loss_gate, "loss_gate_threshold": config.loss_gate_threshold
+    }  # fmt: skip
+    first = stages[:-1][:1]
+    return first + tuple(replace(stage, **gate) for stage in stages[len(first) :])
 
 
 def with_labels(manifest: Manifest, labels: Tensor) -> Manifest:

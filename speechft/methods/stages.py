@@ -139,11 +139,18 @@ def override(stages: Sequence[Stage], settings: Mapping[str, Any]) -> tuple[Stag
     """The same stages with some settings changed in each of them.
 
     Raises:
-        ConfigError: a setting that a stage does not have; with the nearest that it has.
+        ConfigError: a setting that a stage does not have, with the nearest that it has; a value
+            out of range.
     """
     for key in settings:
         _check_key("grid", key)
-    return tuple(replace(stage, **settings) for stage in stages)
+    changes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
+    try:
+        return tuple(replace(stage, **changes) for stage in stages)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"grid: {error}") from error
 
 
 def _stage(name: str | Path, number: int, entry: Any) -> Stage:

@@ -15,13 +15,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from speechft.data import Manifest, embedded_corpus
+from speechft.data import Manifest
 from speechft.errors import ConfigError
 from speechft.evaluation.layouts import EvaluationData, read_evaluation_data
 from speechft.evaluation.metrics import accuracy, macro_f1, micro_f1, uar
@@ -48,7 +49,7 @@ class TransferConfig:
         groups: a label whose values are never on both sides, such as ``"speaker"``; with
             ``"classes"`` each is left out in turn. None: as the data says.
         aggregate: a label of whose values one prediction is made each (``"speaker"``).
-        loss, margin, scale, sub_centers, noise, rooms: see
+        loss, scale, sub_centers, noise, rooms: see
             :class:`speechft.methods.ClassificationConfig`; the margin is each stage's own.
         size, pooling, layer: of a model that is made anew.
         backend, norm: of verification; see :class:`speechft.evaluation.tasks.speaker.Speaker`.
@@ -109,7 +110,8 @@ def transfer(
         device: to train on.
 
     Raises:
-        ConfigError: settings, stages, or a label of one value or with one utterance each.
+        ConfigError: settings, stages, a label with one utterance each, or a folder of a run with
+            other settings.
         ManifestError, AudioError: the data.
         TrainingError: the training.
     """
@@ -153,11 +155,10 @@ def _cells(
 
 
 def _read(data: str | Path | Manifest, layout: str) -> EvaluationData:
-    if isinstance(data, Manifest):
-        return EvaluationData(str(data.source or "manifest"), {"all": data})
-    if data == "embedded":
-        return EvaluationData("embedded", {"all": embedded_corpus()})
-    return read_evaluation_data(data, layout=layout)
+    read = read_evaluation_data(data, layout=layout)
+    source = data.source if isinstance(data, Manifest) else data
+    named = read.name == "manifest" and source is not None
+    return replace(read, name=str(source)) if named else read
 
 
 def _classes(
@@ -220,12 +221,13 @@ def _verification(
     last = _train(model, parts["train"], config, stages, place / "fold-0", seed, device)
     figures = {}
     for part in ("validation", "test"):
-        if part not in parts:
+        trials = data.trials if part == "test" else None
+        if trials is not None:
+            tested = {"all": data.parts["all"]}
+        elif part in parts:
+            tested = {"test": parts[part]}
+        else:
             continue
-        tested: dict[str, Manifest] = {"test": parts[part]}
-        trials = None
-        if part == "test" and data.trials is not None:
-            tested, trials = {"all": data.parts["all"]}, data.trials
         needs = config.backend == "plda" or config.norm == "as-norm"
         judged = EvaluationData(
             f"{data.name}, {part}", {**tested, **({"train": parts["train"]} if needs else {})},
@@ -255,7 +257,15 @@ def _speaker_parts(data: EvaluationData, label: str, seed: int) -> dict[str, Man
             f"data: {data.name} has trials and no part 'train' to learn from; give a manifest "
             "with parts, or train on other speech and evaluate on these"
         )
-    split: Split = random_split(labels_of(manifest, label), seed)
+    speakers = labels_of(manifest, label)
+    count = len(set(speakers))
+    if count < 6:
+        raise ConfigError(
+            f"label: verification wants 6 values of {label!r} or more, two each to train, validate "
+            f"and test on; {data.name} has {count}"
+        )
+    two = 2 / count
+    split: Split = random_split(speakers, seed, validation=max(0.15, two), test=max(0.25, two))
     return {
         part: _rows(manifest, rows)
         for part, rows in zip(
@@ -305,23 +315,56 @@ def train_stages(
 
     Returns:
         the folder of the last stage, a classifier.
+
+    Raises:
+        ConfigError: a folder in which a stage was trained with other settings, model or labels.
     """
     start: str | Path = model
     for number, stage in enumerate(stages, 1):
         folder = place / f"stage-{number}"
+        settings = stage.config(base)
+        training = stage.training(len(manifest), seed=seed, device=device)
+        what = {**asdict(settings), **asdict(training), **_digests(start, manifest, base.label)}
+        del what["device"]
+        _check_same(folder, what)
         if not (folder / "report.json").exists():
-            settings = stage.config(base)
             if number > 1:
                 settings = replace(settings, start_head=str(start))
             resume = any((folder / "checkpoints").glob("checkpoint-*"))
             refine(
                 model=start, method="classification", data=manifest, output=folder,
-                config=settings, training=stage.training(len(manifest), seed=seed, device=device),
-                resume=resume,
+                config=settings, training=training, resume=resume,
             )  # fmt: skip
         start = folder
     assert isinstance(start, Path)
     return start
+
+
+def _digests(model: str | Path, manifest: Manifest, label: str) -> dict[str, str]:
+    """What stands for a model, and for labelled utterances."""
+    rows = [(row.id, row.start, row.end, row.label(label)) for row in manifest]
+    weights = Path(model) / "model.safetensors"
+    return {
+        "model": sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(model),
+        "utterances": sha256(repr(rows).encode()).hexdigest(),
+    }
+
+
+def _check_same(folder: Path, what: Mapping[str, Any]) -> None:
+    """Keep what a stage is trained with, or see that it is what was kept: figures are of that."""
+    path, now = folder / "stage.json", json.loads(json.dumps(what))
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return
+    then = json.loads(path.read_text(encoding="utf-8"))
+    other = [name for name in now if then.get(name) != now[name]]
+    if other:
+        name = other[0]
+        raise ConfigError(
+            f"output: {folder} holds a run with other settings ({name} was {then.get(name)!r} and "
+            f"is {now[name]!r}); choose another folder, or remove it"
+        )
 
 
 def _chunk(stage: Stage) -> float | None:
@@ -342,7 +385,7 @@ def parse_grid(entries: Sequence[str]) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for entry in entries:
         name, equals, values = entry.partition("=")
-        if not equals or not values:
+        if not equals or not name or not all(values.split(",")):
             raise ConfigError(f"grid: wants SETTING=VALUE,VALUE,...; got {entry!r}")
         if name in grid:
             raise ConfigError(f"grid: {name!r} is there twice")

@@ -6,11 +6,12 @@ nothing else says so.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import TrainerCallback
 
 from speechft.errors import CollapsedError
@@ -65,8 +66,15 @@ class CollapseWatch(TrainerCallback):  # type: ignore[misc]
 
 
 def read(monitors: Mapping[str, Tensor]) -> dict[str, float]:
-    """Numbers of scalars on a device, in one transfer."""
-    if not monitors:
+    """Numbers of scalars on a device, in one transfer; means over the ranks, so that all agree."""
+    if not monitors:  # of a method that has none, on any rank
         return {}
     values = torch.stack([value.detach().float() for value in monitors.values()]).tolist()
-    return dict(zip(monitors, values, strict=True))
+    own = dict(zip(monitors, values, strict=True))
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return own
+    # One rank that stops alone would leave the others waiting for it.
+    found: list[dict[str, float]] = [{} for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(found, own)
+    names = {name: None for each in found for name in each}
+    return {name: statistics.fmean(each[name] for each in found if name in each) for name in names}

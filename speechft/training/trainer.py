@@ -97,15 +97,10 @@ class RefinementTrainer(Trainer):  # type: ignore[misc]
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Tensors that decay: as its base has it, and no batch norm's either."""
-        norms = {
-            f"{name}.{own}"
-            for name, module in model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for own, _ in module.named_parameters(recurse=False)
-        }
+        """Tensors that decay: as its base has it, but for vectors (of batch norm, of layers)."""
         found: list[str] = super().get_decay_parameter_names(model)
-        return [name for name in found if name not in norms]
+        shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
+        return [name for name in found if shapes[name] > 1]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As its base has it for AdamW; what else the settings ask for."""
