@@ -58,9 +58,9 @@ class ClassificationConfig(MethodConfig):
         margin, scale, sub_centers, margin_warmup_steps, top_k, top_k_margin: of the second; see
             :class:`speechft.losses.AAMSoftmaxLoss`.
         train: what trains besides the head: nothing (``"head"``, a linear probe), the layers from
-            ``"affine"`` or from ``"pooling"`` on, ``"all"``, or adapters of low rank in a speech
-            foundation model's attention and what is above it (``"lora"``). The rest is frozen and
-            in eval mode.
+            ``"affine"`` or from ``"pooling"`` (with the weighting of layers) on, ``"all"``, or
+            adapters of low rank in a speech foundation model's attention and what is above it
+            (``"lora"``). The rest is frozen and in eval mode.
         lora_rank: of the adapters, which are merged when the model is written.
         tuned_layers: of a speech foundation model with ``"all"``, from the top; None: all. Its
             convolutions stay frozen.
@@ -344,6 +344,9 @@ def _choose(model: EmbeddingModel, config: ClassificationConfig) -> Any:
     reach = _REACH[config.train]
     for name in reach:
         model.part(name).requires_grad_(True)
+    if config.train in ("pooling", "lora"):
+        for name, parameter in model.frames.named_parameters(recurse=False):
+            parameter.requires_grad_(name == "layer_weights")
     if "frames" in reach:
         freeze(model, config.tuned_layers)
     if config.train != "lora":

@@ -39,7 +39,8 @@ class IterationConfig:
         stages: of training; a name in :data:`speechft.methods.stages.STAGES`, or a YAML file.
         variance, per_cluster, similarity, clusters, least, most, confidence: see
             :func:`speechft.methods.pseudo_labels.pseudo_labels`.
-        margin, scale, sub_centers: of the loss; see :class:`speechft.losses.AAMSoftmaxLoss`.
+        margin, scale, sub_centers: of the loss; see :class:`speechft.losses.AAMSoftmaxLoss`. A
+            margin of None is each stage's own.
         loss_gate, loss_gate_threshold: see :class:`speechft.methods.ClassificationConfig`; for all
             stages but the first of several, whose head is new. ``"none"``: as the stages have it.
         noise, rooms: folders of recordings for the stages' augmentation; None: synthesized.
@@ -59,7 +60,7 @@ class IterationConfig:
     least: int = 8
     most: int | None = 50
     confidence: float = 0.9
-    margin: float = 0.2
+    margin: float | None = None
     scale: float = 30.0
     sub_centers: int = 2
     loss_gate: Literal["none", "fixed", "dynamic"] = "none"
@@ -188,7 +189,9 @@ def embed(
 
 def _stages(config: IterationConfig) -> tuple[Stage, ...]:
     """Those of the config, with its margin, and its gate from the second on."""
-    stages = tuple(replace(stage, margin=config.margin) for stage in read_stages(config.stages))
+    stages = read_stages(config.stages)
+    if config.margin is not None:
+        stages = tuple(replace(stage, margin=config.margin) for stage in stages)
     if config.loss_gate == "none":
         return stages
     # The losses of a new head are all large: a fixed gate would let nothing through.

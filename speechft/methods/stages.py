@@ -25,7 +25,8 @@ class Stage:
             :class:`speechft.training.TrainingSettings`.
         warmup: share of the updates in which the learning rate rises.
         chunk_seconds, augmentation, spec_augment, dropout, loss_gate, loss_gate_threshold, margin,
-            tuned_layers, lora_rank: see :class:`speechft.methods.ClassificationConfig`.
+            margin_warmup_steps, top_k, top_k_margin, tuned_layers, lora_rank: see
+            :class:`speechft.methods.ClassificationConfig`.
 
     Raises:
         ConfigError: a value out of range.
@@ -48,6 +49,9 @@ class Stage:
     loss_gate: Literal["none", "fixed", "dynamic"] = "none"
     loss_gate_threshold: float = 1.0
     margin: float = 0.2
+    margin_warmup_steps: int = 0
+    top_k: int = 0
+    top_k_margin: float = 0.1
     tuned_layers: int | None = None
     lora_rank: int = 8
 

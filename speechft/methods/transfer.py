@@ -47,7 +47,9 @@ class TransferConfig:
             are the same or not.
         stages: a name in :data:`speechft.methods.stages.STAGES`, or a YAML file of stages.
         groups: a label whose values are never on both sides, such as ``"speaker"``; with
-            ``"classes"`` each is left out in turn. None: as the data says.
+            ``"classes"`` each is left out in turn. None: as the data says, or that of
+            ``aggregate``.
+        folds: leave out the groups in so many parts, drawn by the seed, rather than one by one.
         aggregate: a label of whose values one prediction is made each (``"speaker"``).
         loss, scale, sub_centers, noise, rooms: see
             :class:`speechft.methods.ClassificationConfig`; the margin is each stage's own.
@@ -63,6 +65,7 @@ class TransferConfig:
     task: Literal["classes", "verification"] = "classes"
     stages: str = "two-stage"
     groups: str | None = None
+    folds: int | None = None
     aggregate: str | None = None
     loss: HeadKind = "cross_entropy"
     scale: float = 30.0
@@ -79,6 +82,8 @@ class TransferConfig:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"seeds: wants at least 1, got {self.seeds}")
+        if self.folds is not None and self.folds < 2:
+            raise ConfigError(f"folds: wants at least 2, got {self.folds}")
         if self.task == "verification" and self.aggregate is not None:
             raise ConfigError("aggregate: is of classes; trials of verification are of utterances")
 
@@ -175,7 +180,8 @@ def _classes(
     from speechft.evaluation.tasks.label import label_splits
 
     manifest = whole(data)
-    splits = list(label_splits(data, str(config.label), config.groups, seed))
+    groups = config.groups or data.groups or config.aggregate
+    splits = list(label_splits(data, str(config.label), groups, seed, folds=config.folds))
     order = sorted({str(row.label(str(config.label))) for row in manifest})
     answers: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for fold, split in enumerate(splits):
@@ -218,6 +224,7 @@ def _verification(
     from speechft.evaluation.tasks.speaker import Speaker
 
     parts = _speaker_parts(data, str(config.label), seed)
+    _check_strangers(data, parts, str(config.label))
     last = _train(model, parts["train"], config, stages, place / "fold-0", seed, device)
     figures = {}
     for part in ("validation", "test"):
@@ -242,6 +249,21 @@ def _verification(
         for name in ("EER", "minDCF(0.05)"):
             figures[f"{part} {name}"] = result.figure(name).mean
     return figures
+
+
+def _check_strangers(data: EvaluationData, parts: Mapping[str, Manifest], label: str) -> None:
+    """Refuse to test on who was trained on: such figures say nothing of strangers."""
+    known = {row.label(label) for row in parts["train"]} - {None}
+    judged = {name: rows for name, rows in parts.items() if name != "train"}
+    if data.trials is not None:
+        judged["the trials"] = data.parts["all"]
+    for name, rows in judged.items():
+        row = next((row for row in rows if row.label(label) in known), None)
+        if row is not None:
+            raise ConfigError(
+                f"data: {label} {row.label(label)!r} is in train and in {name} of {data.name} "
+                f"(utterance {row.id!r}); verification is of {label}s that were not trained on"
+            )
 
 
 def _speaker_parts(data: EvaluationData, label: str, seed: int) -> dict[str, Manifest]:
@@ -397,4 +419,4 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return None if text in ("None", "none-at-all") else text
+        return None if text == "None" else text

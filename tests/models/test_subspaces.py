@@ -15,8 +15,8 @@ from torch import Tensor
 from speechft import models
 from speechft.errors import ArgumentError, ConfigError
 from speechft.models import SubspaceModel, load_subspaces
-from speechft.models.utterances import UtteranceEncoder
 from speechft.models.subspaces_saving import export_onnx, is_subspace_folder
+from speechft.models.utterances import UtteranceEncoder
 
 from .twins import noise
 

@@ -151,7 +151,12 @@ class Label(Task):
 
 
 def label_splits(
-    data: EvaluationData, label: str, groups: str | None, seed: int
+    data: EvaluationData,
+    label: str,
+    groups: str | None,
+    seed: int,
+    *,
+    folds: int | None = None,
 ) -> Iterator[Split]:
     """How utterances of all parts are divided for a label, as :class:`Label` says; one a fold.
 
@@ -160,6 +165,7 @@ def label_splits(
         label: that is told.
         groups: a label whose values are left out one by one; None: as the data says.
         seed: of what is drawn.
+        folds: leave groups out in so many parts, drawn by the seed; None: one by one.
 
     Raises:
         ManifestError: labels are missing, or cannot be divided so.
@@ -187,14 +193,20 @@ def label_splits(
             f"{groups!r} has {len(found)} values; one to test, one to validate and one to fit "
             "need 3",
         )  # fmt: skip
-    for test in found:
-        parts = ["test" if group == test else "train" for group in group_of]
+    left_out = [{name} for name in found]
+    if folds is not None and folds < len(found):
+        drawn = np.random.default_rng(seed).permutation(len(found))
+        left_out = [{found[place] for place in drawn[fold::folds]} for fold in range(folds)]
+    for tests in left_out:
+        parts = ["test" if group in tests else "train" for group in group_of]
         lost = {labels[row] for row, part in enumerate(parts) if part == "test"}
         lost -= {labels[row] for row, part in enumerate(parts) if part == "train"}
         if lost:
-            row = next(r for r, g in enumerate(group_of) if g == test and labels[r] in lost)
+            row = next(r for r, part in enumerate(parts) if part == "test" and labels[r] in lost)
+            having = {group_of[r] for r, value in enumerate(labels) if value == labels[row]}
             path, line = where(manifest, manifest[row])
-            raise ManifestError(path, line, f"{label} {labels[row]!r} is in {groups} {test!r} only")
+            only = ", ".join(map(repr, sorted(having)))
+            raise ManifestError(path, line, f"{label} {labels[row]!r} is in {groups} {only} only")
         yield given_split(parts, group_of, labels, seed)
 
 
