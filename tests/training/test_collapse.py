@@ -231,9 +231,8 @@ def healthy(output, seed: int) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [0, 13])
-def test_healthy_runs_raise_no_alarm(tmp_path, seed):
-    healthy(tmp_path / "run", seed)
+def test_a_healthy_run_raises_no_alarm(tmp_path):
+    healthy(tmp_path / "run", 0)
 
 
 @pytest.mark.slow
