@@ -35,7 +35,7 @@ from speechft.models.classifier import (
     load_head,
 )
 from speechft.models.embedding import PARTS, Pooling
-from speechft.training.loader import Batches, TrainingData, speech_data
+from speechft.training.loader import NoneAlone, TrainingData, speech_data
 from speechft.training.settings import TrainingSettings
 
 Trained = Literal["head", "affine", "pooling", "all", "lora"]
@@ -281,7 +281,7 @@ class Classification(Method):
         return self._counted(speech_data(dataset, settings, num_buckets=1), settings)
 
     def _counted(self, data: TrainingData, settings: TrainingSettings) -> TrainingData:
-        data = replace(data, batches=_NoneAlone(data.batches))
+        data = replace(data, batches=NoneAlone(data.batches))
         self._epoch = max(1, len(data.batches) // settings.accumulate)
         return data
 
@@ -301,26 +301,6 @@ class Classification(Method):
     def tuned(self) -> list[str]:
         """Names of the embedding model's tensors that train."""
         return [name for name, p in self.encoder.named_parameters() if p.requires_grad]
-
-
-class _NoneAlone:
-    """Batches of which none has one utterance: of one vector, batch norm has no statistics."""
-
-    def __init__(self, given: Batches) -> None:
-        self.given = given
-        self.count = len(self.batches(0))  # as many are alone in every epoch
-
-    def __len__(self) -> int:
-        return self.count
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        """Those that are alone join the first of the others."""
-        found = self.given.batches(epoch)
-        several = [batch for batch in found if len(batch) > 1]
-        if not several:
-            return found
-        several[0] = several[0] + [batch[0] for batch in found if len(batch) == 1]
-        return several
 
 
 def check_repeated(manifest: Manifest, label: str) -> None:

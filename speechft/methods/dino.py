@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,7 +52,7 @@ from speechft.methods.dino_parts import (
 from speechft.methods.dino_presets import PRESETS
 from speechft.methods.teacher import Teacher, cosine_momentum
 from speechft.models import DINOHead, EmbeddingModel, load_backbone
-from speechft.training.loader import TrainingData, speech_data
+from speechft.training.loader import NoneAlone, TrainingData, speech_data
 from speechft.training.settings import TrainingSettings
 from speechft.training.trainable import Bounds
 
@@ -318,7 +319,8 @@ class Dino(Method):
             for seconds, augment in zip(wanted, augmentations, strict=True)
         )
         self._full = (long, short)
-        return speech_data(dataset, settings, num_buckets=1)
+        data = speech_data(dataset, settings, num_buckets=1)
+        return replace(data, batches=NoneAlone(data.batches))
 
     def save(self, output: Path) -> None:
         """Write the teacher's embedding model, and its encoder unless that is as it was loaded."""

@@ -77,6 +77,26 @@ def speech_data(
     return TrainingData(keyed, batches, collate, evaluation, dataset.sample_rate)
 
 
+class NoneAlone:
+    """Batches of which none has one utterance: of one vector, batch norm has no statistics."""
+
+    def __init__(self, given: Batches) -> None:
+        self.given = given
+        self.count = len(self.batches(0))  # as many are alone in every epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Those that are alone join the first of the others."""
+        found = self.given.batches(epoch)
+        several = [batch for batch in found if len(batch) > 1]
+        if not several:
+            return found
+        several[0] = several[0] + [batch[0] for batch in found if len(batch) == 1]
+        return several
+
+
 class KeyedDataset(Dataset[Sample]):
     """A :class:`SpeechDataset` whose samples carry a key of (seed, epoch, utterance)."""
 

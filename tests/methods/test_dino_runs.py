@@ -343,3 +343,24 @@ def test_an_utterance_between_the_two_lengths_is_taken_whole(tmp_path):
     manifest = Manifest([Utterance(str(i), path) for i in range(4)])
     report = run(tmp_path / "run", manifest, settings={"steps": 1})
     assert report.data["used"] == 4
+
+
+def test_no_batch_has_one_utterance_where_batch_norm_would_fail(tmp_path, speech):
+    """One long crop of one utterance makes one vector, of which there are no statistics."""
+    odd = Manifest(list(speech)[:5])
+    model = make_embedding(EmbeddingSpec("ecapa-8", size=8, bands=20))
+    run(tmp_path / "run", odd, model=model, long=1, student_views="short", settings={"steps": 4})
+    assert load_embedding(tmp_path / "run").spec.backbone == "ecapa-8"
+
+
+def test_every_utterance_is_there_once_an_epoch_and_none_is_alone():
+    from speechft.data import LengthBatchSampler
+    from speechft.training.loader import NoneAlone
+
+    for count in (5, 8, 9, 12, 13):
+        batches = NoneAlone(LengthBatchSampler([100] * count, batch_size=4, num_buckets=1))
+        for epoch in range(3):
+            found = batches.batches(epoch)
+            assert len(found) == len(batches)
+            assert sorted(sum(found, [])) == list(range(count))  # noqa: RUF017
+            assert min(map(len, found)) > 1
