@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from recipes.interventional.speech import prepare
@@ -13,7 +14,12 @@ from speechft.data import Manifest, Utterance, embedded_corpus, read_manifest
 def parts(work: Path) -> dict[str, Manifest]:
     """Voices to learn from, to choose on and to judge by, made where they are not there yet."""
     made = prepare(work)
-    return {name: read_manifest(made[name]) for name in ("train", "choose", "test")}
+    found = {}
+    for name in ("train", "choose", "test"):
+        rows = read_manifest(made[name])
+        # Ids are of a grid each: two may have the same.
+        found[name] = Manifest(replace(row, id=f"{name}/{row.id}") for row in rows)
+    return found
 
 
 def heard(train: Manifest) -> Manifest:
