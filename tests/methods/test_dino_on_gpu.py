@@ -11,6 +11,7 @@ from speechft.models import make_embedding
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
 @pytest.mark.parametrize("backbone", ["xvector-64", "ecapa-64", "resnet34-8"])
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
 def test_a_step_never_waits_for_the_device(backbone: str, centering: str) -> None:
