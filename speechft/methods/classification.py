@@ -182,8 +182,7 @@ class Classification(Method):
             self.crop = RandomCrop(config.chunk_seconds, sample_rate=rate)
         self.augment = crop_augmentation(config.augmentation, config.noise, config.rooms, rate)
         self._full = False
-        self._accuracy: Tensor | None = None
-        self._kept: Tensor = torch.ones(())
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None  # vectors, labels, weights
         self._epoch = 1  # updates
         self.gate: LossGate | None = None
         if config.loss_gate != "none":
@@ -250,18 +249,19 @@ class Classification(Method):
                 # The loss of an unknown label, 0, is not to be taken in: NaN is not.
                 weights = weights * self.gate(losses.detach().masked_fill(~known, torch.nan))
             loss = (weights * losses).sum() / weights.sum().clamp(min=1)
-        with torch.no_grad():
-            right = head.logits(vectors).argmax(1) == factors[:, 0]
-            self._accuracy = right.float().sum() / known.sum().clamp(min=1)
-            self._kept = weights.sum() / known.sum().clamp(min=1)
+        self._seen = vectors.detach(), factors[:, 0], weights
         return MethodOutput(loss, {})
 
     def monitors(self) -> dict[str, Tensor]:
         """The accuracy on the last batch, and what share of it the gate let through."""
-        if self._accuracy is None:
+        if self._seen is None:
             return {}
-        found = {"accuracy": self._accuracy}
-        return found if self.gate is None else {**found, "kept": self._kept}
+        vectors, labels, weights = self._seen
+        known = (labels >= 0).sum().clamp(min=1)
+        with torch.no_grad():
+            right = self.classifier.head.logits(vectors).argmax(1) == labels
+        found = {"accuracy": right.sum() / known}
+        return found if self.gate is None else {**found, "kept": weights.sum() / known}
 
     def at_step(self, step: int, steps: int) -> None:
         """See :class:`~speechft.training.trainable.Trainable`: the gate is set each epoch."""

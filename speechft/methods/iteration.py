@@ -16,12 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from speechft.data import Manifest, embedded_corpus, read_manifest, write_manifest
+from speechft.data import Manifest, write_manifest
 from speechft.errors import ConfigError
 from speechft.evaluation.embeddings import Embeddings
-from speechft.evaluation.metrics import normalized_mutual_information, purity
+from speechft.evaluation.metrics import coverage, normalized_mutual_information, purity
 from speechft.methods.classification import ClassificationConfig
 from speechft.methods.pseudo_labels import PseudoLabels, pseudo_labels
+from speechft.methods.refine import read_data
 from speechft.methods.stages import Stage, read_stages
 from speechft.methods.transfer import train_stages
 from speechft.models import load_backbone
@@ -146,7 +147,7 @@ def iterate(
         label=LABEL, loss="aam", scale=config.scale, sub_centers=config.sub_centers,
         noise=config.noise, rooms=config.rooms,
     )  # fmt: skip
-    manifest = _read(data)
+    manifest = read_data(data)
     report = IterationReport(str(model))
     now: str | Path = model
     for number in range(1, config.rounds + 1):
@@ -230,11 +231,5 @@ def _agreement(manifest: Manifest, found: PseudoLabels, truth: str | None) -> di
     return {
         "purity": purity(found.labels, numbers),
         "NMI": normalized_mutual_information(found.labels, numbers),
-        "kept": float((found.labels >= 0).double().mean()),
+        "kept": coverage(found.labels),
     }
-
-
-def _read(data: str | Path | Manifest) -> Manifest:
-    if isinstance(data, Manifest):
-        return data
-    return embedded_corpus() if data == "embedded" else read_manifest(data)

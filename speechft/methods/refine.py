@@ -76,7 +76,7 @@ def refine(
     encoder = (
         model if isinstance(model, nn.Module) else kind.load(model, config, seed=training.seed)
     )
-    manifest = _read(data)
+    manifest = read_data(data)
     seconds_wanted, on_short = kind.shortest(config)
     dataset = SpeechDataset(
         manifest,
@@ -143,7 +143,8 @@ def refine(
     return report
 
 
-def _read(data: str | Path | Manifest) -> Manifest:
+def read_data(data: str | Path | Manifest) -> Manifest:
+    """A manifest, read unless it is one; ``"embedded"`` is the corpus that ships with speechft."""
     if isinstance(data, Manifest):
         return data
     return embedded_corpus() if data == "embedded" else read_manifest(data)

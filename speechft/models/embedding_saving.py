@@ -11,12 +11,18 @@ import torch
 
 from speechft.errors import ArgumentError
 from speechft.models.embedding import EmbeddingModel, EmbeddingSpec, make_embedding
+from speechft.models.folders import (
+    CONFIG,
+    ENCODER,
+    WEIGHTS,
+    fetch,
+    is_folder_of,
+    write_preprocessor,
+)
 from speechft.models.loading import load
-from speechft.models.saving import PREPROCESSOR_FILE
-from speechft.models.subspaces_saving import _download, weights_digest
+from speechft.models.subspaces_saving import weights_digest
 
 MODEL_TYPE = "speechft_embedding"
-_CONFIG, _WEIGHTS, _ENCODER = "config.json", "model.safetensors", "encoder"
 _OF_ENCODER = "frames.encoder."
 
 
@@ -32,31 +38,28 @@ def save_embedding(model: EmbeddingModel, path: Path) -> None:
             for key, tensor in model.state_dict().items()
             if not key.startswith(_OF_ENCODER)
         },
-        path / _WEIGHTS,
+        path / WEIGHTS,
         metadata={"format": "pt"},
     )
     if encoder is not None and name is None:
-        encoder.save_pretrained(path / _ENCODER)
+        encoder.save_pretrained(path / ENCODER)
     config = {
         "model_type": MODEL_TYPE,
         **asdict(model.spec),
         "encoder": name,
         "encoder_sha256": None if encoder is None or name is None else weights_digest(encoder),
     }
-    (path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    rate = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1,
-            "sampling_rate": model.sample_rate, "padding_value": 0.0,
-            "do_normalize": encoder is not None and encoder.do_normalize}  # fmt: skip
-    (path / PREPROCESSOR_FILE).write_text(json.dumps(rate, indent=2) + "\n", encoding="utf-8")
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_preprocessor(
+        path,
+        sample_rate=model.sample_rate,
+        do_normalize=encoder is not None and encoder.do_normalize,
+    )
 
 
 def is_embedding_folder(path: str | Path) -> bool:
     """Whether there is an embedding model in this folder."""
-    try:
-        config = json.loads(Path(path, _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+    return is_folder_of(path, MODEL_TYPE)
 
 
 def read_embedding(
@@ -69,24 +72,22 @@ def read_embedding(
     """See :func:`speechft.models.load_embedding`."""
     from safetensors.torch import load_file
 
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = _download(str(name_or_path), revision, local_files_only)
+    folder = fetch(name_or_path, revision, local_files_only)
     if not is_embedding_folder(folder):
         raise ArgumentError(
             "name_or_path",
             f"{folder} holds no embedding model: its config.json does not say {MODEL_TYPE!r}",
         )
-    config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     known = {field.name for field in fields(EmbeddingSpec)}
     missing = [key for key in (*sorted(known), "encoder") if key not in config]
     if missing:
-        raise ArgumentError("name_or_path", f"{folder / _CONFIG} has no {missing[0]!r}")
+        raise ArgumentError("name_or_path", f"{folder / CONFIG} has no {missing[0]!r}")
     spec = EmbeddingSpec(**{key: config[key] for key in known})
     encoder = None
     if spec.backbone == "encoder":
         name = config["encoder"]
-        where = folder / _ENCODER if name is None else name
+        where = folder / ENCODER if name is None else name
         encoder = load(where, local_files_only=local_files_only)
         if name is not None and weights_digest(encoder) != config["encoder_sha256"]:
             raise ArgumentError(
@@ -96,11 +97,11 @@ def read_embedding(
             )
     model = make_embedding(spec, encoder=encoder)
     model.encoder_name = config["encoder"]
-    weights = load_file(folder / _WEIGHTS)
+    weights = load_file(folder / WEIGHTS)
     shapes = {key: tensor.shape for key, tensor in weights.items()}
     own = {k: t.shape for k, t in model.state_dict().items() if not k.startswith(_OF_ENCODER)}
     if shapes != own:
         odd = sorted(k for k in {*shapes, *own} if shapes.get(k) != own.get(k))
-        raise ArgumentError("name_or_path", f"{folder / _WEIGHTS} does not fit at {odd[0]}")
+        raise ArgumentError("name_or_path", f"{folder / WEIGHTS} does not fit at {odd[0]}")
     model.load_state_dict(weights, strict=False)
     return model.to(device).eval()

@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 from speechft.errors import ArgumentError, ConfigError
 from speechft.models.encoder import Encoder, EncoderOutput
+from speechft.models.folders import (
+    CONFIG,
+    ENCODER,
+    WEIGHTS,
+    fetch,
+    is_folder_of,
+    write_preprocessor,
+)
 from speechft.models.loading import load
-from speechft.models.saving import PREPROCESSOR_FILE
 from speechft.models.subspaces import SubspaceModel
 
 MODEL_TYPE = "speechft_subspaces"
-_CONFIG, _WEIGHTS, _ENCODER = "config.json", "model.safetensors", "encoder"
 
 
 def save_subspaces(model: SubspaceModel, path: Path) -> None:
@@ -31,11 +37,11 @@ def save_subspaces(model: SubspaceModel, path: Path) -> None:
         weights["layer_weights"] = model.layer_weights.detach()
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
-        path / _WEIGHTS,
+        path / WEIGHTS,
         metadata={"format": "pt"},
     )
     if model.encoder_name is None:
-        model.encoder.save_pretrained(path / _ENCODER)
+        model.encoder.save_pretrained(path / ENCODER)
     config = {
         "model_type": MODEL_TYPE,
         "encoder": model.encoder_name,
@@ -45,20 +51,17 @@ def save_subspaces(model: SubspaceModel, path: Path) -> None:
         "hidden_sizes": list(model.hidden_sizes),
     }
     text = json.dumps(config, indent=2) + "\n"
-    (path / _CONFIG).write_text(text, encoding="utf-8")
-    rate = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1,
-            "sampling_rate": model.encoder.sample_rate, "padding_value": 0.0,
-            "do_normalize": model.encoder.do_normalize}  # fmt: skip
-    (path / PREPROCESSOR_FILE).write_text(json.dumps(rate, indent=2) + "\n", encoding="utf-8")
+    (path / CONFIG).write_text(text, encoding="utf-8")
+    write_preprocessor(
+        path,
+        sample_rate=model.encoder.sample_rate,
+        do_normalize=model.encoder.do_normalize,
+    )
 
 
 def is_subspace_folder(path: str | Path) -> bool:
     """Whether there is a subspace model in this folder."""
-    try:
-        config = json.loads(Path(path, _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+    return is_folder_of(path, MODEL_TYPE)
 
 
 def read_subspaces(
@@ -71,17 +74,15 @@ def read_subspaces(
     """See :func:`speechft.models.load_subspaces`."""
     from safetensors.torch import load_file
 
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = _download(str(name_or_path), revision, local_files_only)
+    folder = fetch(name_or_path, revision, local_files_only)
     if not is_subspace_folder(folder):
         raise ArgumentError(
             "name_or_path",
             f"{folder} holds no subspace model: its config.json does not say {MODEL_TYPE!r}",
         )
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     name = config["encoder"]
-    where = folder / _ENCODER if name is None else name
+    where = folder / ENCODER if name is None else name
     encoder = load(where, local_files_only=local_files_only)
     if name is not None and weights_digest(encoder) != config["encoder_sha256"]:
         raise ArgumentError(
@@ -97,11 +98,11 @@ def read_subspaces(
         hidden_sizes=tuple(config["hidden_sizes"]),
         encoder_name=name,
     )
-    weights = load_file(folder / _WEIGHTS)
+    weights = load_file(folder / WEIGHTS)
     own = {key for key in model.state_dict() if not key.startswith("encoder.")}
     if set(weights) != own:
         odd = sorted(set(weights) ^ own)
-        raise ArgumentError("name_or_path", f"{folder / _WEIGHTS} does not fit at {odd[0]}")
+        raise ArgumentError("name_or_path", f"{folder / WEIGHTS} does not fit at {odd[0]}")
     model.load_state_dict(weights, strict=False)
     return model.to(device).eval()
 
@@ -182,17 +183,3 @@ def export_onnx(model: SubspaceModel | Encoder, path: str | Path) -> None:
         program.save(str(path))
     finally:
         model.train(training)
-
-
-def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
-    from transformers.utils import cached_file
-
-    try:
-        files = [
-            cached_file(name, file, revision=revision, local_files_only=local_files_only)
-            for file in (_CONFIG, _WEIGHTS)
-        ]
-    except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ArgumentError("name_or_path", f"{name} cannot be loaded: {reason}") from error
-    return Path(files[0]).parent
