@@ -19,10 +19,15 @@ from speechft.training.trainable import Trainable
 
 
 class MethodOutput(NamedTuple):
-    """The loss of a batch, a mean over its utterances, and what else is worth a log line."""
+    """The loss of a batch, a mean over its utterances, and what else is worth a log line.
+
+    ``vectors`` (B, D), if there are any, are what the method's own head makes of each utterance:
+    what a loss between methods, such as orthogonality, is of.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    vectors: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,28 @@ Representations", ICASSP 2024.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-import torch.nn.functional as torch_functional
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechft.augment import Compose, Pitch, Speed, fold_in, uniform
 from speechft.errors import ConfigError
+from speechft.functional import mean_pooling
 from speechft.losses import SoftDTWLoss
-from speechft.methods.base import Method, MethodConfig, MethodOutput
-from speechft.models import Encoder
+from speechft.methods.base import MethodConfig, MethodOutput
+from speechft.methods.content import (
+    ContentMethod,
+    View,
+    check_numbers,
+    make_connector,
+    project,
+    same_length,
+    tune_top,
+)
+from speechft.models import Encoder, EncoderOutput
 
 # Speeds as published, by the kind of encoder; a wav2vec 2.0 gets those of HuBERT.
 SPEEDS = {"wavlm": (0.85, 0.9, 1.0, 1.1, 1.15)}
@@ -71,18 +81,14 @@ class ScoreConfig(MethodConfig):
     tune_feature_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name, lowest in (("tuned_layers", 1), ("connector_size", 1)):
-            if getattr(self, name) < lowest:
-                raise ConfigError(f"{name}: wants at least {lowest}, got {getattr(self, name)}")
-        if not self.gamma > 0:
-            raise ConfigError(f"gamma: wants a number above 0, got {self.gamma}")
+        check_numbers(self, at_least={"tuned_layers": 1, "connector_size": 1}, above_0=("gamma",))
         if self.bandwidth is not None and self.bandwidth < 1:
             raise ConfigError(
                 f"bandwidth: wants at least 1 frame, as speeds differ; got {self.bandwidth}"
             )
 
 
-class Score(Method):
+class Score(ContentMethod):
     """SCORE on an encoder, which is tuned in place.
 
     Args:
@@ -97,6 +103,7 @@ class Score(Method):
     name = "score"
     source = "Meghanani & Hain, SCORE, ICASSP 2024"
     Config = ScoreConfig
+    encoded = ("tuned",)
 
     def __init__(
         self, encoder: Encoder, config: ScoreConfig | None = None, *, seed: int = 0
@@ -104,15 +111,10 @@ class Score(Method):
         super().__init__()
         config = config or ScoreConfig()
         kind = encoder.config.model_type
-        if config.tuned_layers > encoder.num_layers:
-            raise ConfigError(
-                f"tuned_layers: the encoder has {encoder.num_layers} layers, "
-                f"got {config.tuned_layers}"
-            )
         self.settings = config  # not "config": transformers writes to a module's config
         self.target = copy.deepcopy(encoder).requires_grad_(False)
         self.encoder = encoder
-        encoder.freeze_all_but_top(config.tuned_layers)
+        tune_top(encoder, config.tuned_layers)
         if config.tune_feature_norm:
             encoder.hf_model.feature_projection.layer_norm.requires_grad_(True)
         use_mlp = config.connector == "mlp" or (config.connector == "auto" and kind == "wavlm")
@@ -132,55 +134,38 @@ class Score(Method):
         self.target.train(mode and self.settings.target_dropout)
         return self
 
-    def forward(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> MethodOutput:
-        """The loss of SCORE on a batch of utterances; see :class:`~speechft.methods.Method`."""
-        with self.stopwatch("augmentation"):
-            tuned, fixed = self.views(waveforms, lengths, keys)
-        with self.stopwatch("encoder"):
-            student = self.encoder(*tuned)
-            with torch.no_grad():
-                target = self.target(*fixed)
-        with self.stopwatch("loss"):
-            x, y = self.project(student.last_hidden_state), self.project(target.last_hidden_state)
-            loss = self.loss(x, y, student.lengths, target.lengths)
-        return MethodOutput(loss, {})
-
-    def views(
-        self, waveforms: Tensor, lengths: Tensor, keys: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Waveforms and lengths for the tuned encoder, and for the frozen one.
+    def views(self, batch: Mapping[str, Tensor]) -> dict[str, View]:
+        """``"tuned"``, for the tuned encoder, and ``"fixed"``, for the frozen one.
 
         One of them is perturbed: which, a fair coin decides for each utterance.
         """
-        perturbed, perturbed_lengths = self.perturb(waveforms, lengths, fold_in(keys, 0))
-        longest = max(waveforms.shape[1], perturbed.shape[1])
-        plain, perturbed = (
-            torch_functional.pad(x, (0, longest - x.shape[1])) for x in (waveforms, perturbed)
-        )
+        waveforms, lengths, keys = batch["waveforms"], batch["lengths"], batch["keys"]
+        other = self.perturb(waveforms, lengths, fold_in(keys, 0))
+        (plain, _), (perturbed, perturbed_lengths) = same_length((waveforms, lengths), other)
         swap = uniform(fold_in(keys, 1), 0, 1)[:, 0] < 0.5
-        return (
-            (
+        return {
+            "tuned": (
                 torch.where(swap[:, None], plain, perturbed),
                 torch.where(swap, lengths, perturbed_lengths),
             ),
-            (
+            "fixed": (
                 torch.where(swap[:, None], perturbed, plain),
                 torch.where(swap, perturbed_lengths, lengths),
             ),
-        )
+        }
 
-    def project(self, features: Tensor) -> Tensor:
-        """Frames of unit length, from the shared connector."""
-        dtype = next(self.connector.parameters()).dtype
-        projected = cast(Tensor, self.connector(features.to(dtype)))
-        return torch_functional.normalize(projected, dim=-1)
-
-
-def make_connector(inputs: int, outputs: int, *, mlp: bool, seed: int) -> nn.Sequential:
-    """The projection from the encoder's size, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
-        if mlp:
-            layers += [nn.ReLU(), nn.Linear(outputs, outputs)]
-        return nn.Sequential(*layers)
+    def objective(
+        self,
+        batch: Mapping[str, Tensor],
+        views: Mapping[str, View],
+        frames: Mapping[str, EncoderOutput],
+    ) -> MethodOutput:
+        """See :class:`~speechft.methods.content.ContentMethod`."""
+        student = frames["tuned"]
+        with self.stopwatch("encoder"), torch.no_grad():
+            target = self.target(*views["fixed"])
+        with self.stopwatch("loss"):
+            x = project(self.connector, student.last_hidden_state)
+            y = project(self.connector, target.last_hidden_state)
+            loss = self.loss(x, y, student.lengths, target.lengths)
+        return MethodOutput(loss, {}, mean_pooling(x, student.lengths))

@@ -10,6 +10,7 @@ from speechft import reference as R
 from speechft.augment import make_keys
 from speechft.errors import ConfigError
 from speechft.methods import Score, ScoreConfig, get
+from speechft.methods.content import project
 
 LENGTHS = torch.tensor([4000, 6400, 5000])
 
@@ -64,7 +65,8 @@ def test_one_side_is_perturbed_and_a_coin_says_which():
     waveforms = torch.randn(1, 3200).expand(count, -1)
     keys = make_keys(0, 0, torch.arange(count))
     lengths = torch.full((count,), 3200)
-    (tuned, _), (fixed, _) = score.views(waveforms, lengths, keys)
+    views = score.views({"waveforms": waveforms, "lengths": lengths, "keys": keys})
+    tuned, fixed = views["tuned"][0], views["fixed"][0]
     plain = torch.nn.functional.pad(waveforms, (0, tuned.shape[1] - 3200))
     tuned_is_plain = (tuned == plain).all(1)
     fixed_is_plain = (fixed == plain).all(1)
@@ -81,9 +83,9 @@ def test_loss_is_the_formula_and_knows_no_batch_mates():
             score(waveforms[b : b + 1, : lengths[b]], lengths[b : b + 1], keys[b : b + 1]).loss
             for b in range(3)
         ]
-        tuned, fixed = score.views(waveforms, lengths, keys)
-        a, b = score.encoder(*tuned), score.target(*fixed)
-        x, y = score.project(a.last_hidden_state), score.project(b.last_hidden_state)
+        views = score.views({"waveforms": waveforms, "lengths": lengths, "keys": keys})
+        a, b = score.encoder(*views["tuned"]), score.target(*views["fixed"])
+        x, y = (project(score.connector, side.last_hidden_state) for side in (a, b))
         terms = [
             R.soft_dtw(p, q, n, m, reduction="none")
             for p, q, n, m in (

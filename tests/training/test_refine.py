@@ -143,7 +143,7 @@ def test_a_folder_in_use_is_refused(finished, speech):
 def test_a_tensor_without_a_gradient_stops_the_run(tmp_path, speech, monkeypatch):
     def forward(self, waveforms, lengths, keys):
         output = self.encoder(waveforms, lengths, up_to_layer=2)  # the last layer is left out
-        return MethodOutput(self.project(output.last_hidden_state).sum(), {})
+        return MethodOutput(self.connector(output.last_hidden_state).sum(), {})
 
     monkeypatch.setattr(Score, "forward", forward)
     with pytest.raises(NoGradientError, match=r"encoder\.layers\.2\.") as caught:
