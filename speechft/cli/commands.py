@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Optional
 
@@ -362,7 +363,16 @@ def _flag(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def _pick(cls: type[Any], values: dict[str, Any]) -> Any:
-    return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+    """Settings from the values of flags; those of a group become settings of their own."""
+    kinds = typing.get_type_hints(cls)
+    return cls(
+        **{
+            field.name: _pick(kinds[field.name], vars(values[field.name]))
+            if dataclasses.is_dataclass(kinds[field.name])
+            else values[field.name]
+            for field in dataclasses.fields(cls)
+        }
+    )
 
 
 def _quiet() -> None:

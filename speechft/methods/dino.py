@@ -92,6 +92,9 @@ class Dino(Method):
     source = "Cho et al., DINO for utterances, IEEE JSTSP 2022"
     Config = DinoConfig
     presets = PRESETS
+    remedy = (
+        "lower the learning rate or the teacher's temperature, or raise the teacher's momentum"
+    )
     training_defaults: ClassVar[Mapping[str, Any]] = PRESETS["cho"]["training"]
 
     def __init__(
@@ -203,7 +206,7 @@ class Dino(Method):
             loss: Tensor = self.loss(logits, targets)
         loss = loss + self.regularisers(vectors, by_crop(hidden, batch), logits, of_teacher)
         self._seen = of_teacher[0], hidden_of_teacher[:batch]
-        return MethodOutput(loss, {})
+        return MethodOutput(loss, {}, vectors[0])
 
     def views(
         self, waveforms: Tensor, lengths: Tensor, keys: Tensor

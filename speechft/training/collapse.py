@@ -60,8 +60,8 @@ class CollapseWatch(TrainerCallback):  # type: ignore[misc]
         others = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if key != name)
         return (
             f"collapsed at step {step}: {name} has been {found[name]:.4g} where it wants {wanted}, "
-            f"for {self.patience * self.every} steps ({others}). Lower the learning rate or the "
-            "teacher's temperature, or raise the teacher's momentum; metrics.jsonl has the course"
+            f"for {self.patience * self.every} steps ({others}). What may help: "
+            f"{self.method.remedy}; metrics.jsonl has the course"
         )
 
 

@@ -30,9 +30,11 @@ class Trainable(nn.Module):
 
     Attributes:
         inputs: which parts of a batch its ``forward`` takes, by keyword.
+        remedy: what to do about a collapse, for the error that says so.
     """
 
     inputs: tuple[str, ...] = ("waveforms", "lengths", "keys")
+    remedy: str = "lower the learning rate"
 
     def __init__(self) -> None:
         super().__init__()
