@@ -14,10 +14,11 @@ from torch.nn.functional import cross_entropy
 from speechft.errors import ArgumentError
 from speechft.lengths import LengthsLike
 from speechft.losses import AAMSoftmaxLoss
+from speechft.models.adapter import ResidualAdapter
 from speechft.models.embedding import EmbeddingModel, load_embedding
 
 HeadKind = Literal["cross_entropy", "aam"]
-_HEAD, _CLASSES = "head.safetensors", "classes.json"
+_HEAD, _ADAPTER, _CLASSES = "head.safetensors", "adapter.safetensors", "classes.json"
 
 
 class LinearHead(nn.Module):
@@ -42,41 +43,54 @@ class Classifier(nn.Module):
 
     Attributes:
         model: waveforms to vectors.
+        adapter: vectors to vectors of the same size, for the head alone; None: they are as they
+            are.
         head: vectors to logits, by its ``logits``.
         label: of the manifest.
         classes: its values, in the order of the logits.
     """
 
     def __init__(
-        self, model: EmbeddingModel, head: nn.Module, label: str, classes: Sequence[str | int]
+        self,
+        model: EmbeddingModel,
+        head: nn.Module,
+        label: str,
+        classes: Sequence[str | int],
+        adapter: ResidualAdapter | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.adapter = adapter
         self.head: Any = head
         self.label = label
         self.classes = tuple(classes)
 
     def forward(self, waveforms: Tensor, lengths: LengthsLike | None = None) -> Tensor:
         """(B, T) at the model's rate -> (B, classes)."""
-        logits: Tensor = self.head.logits(self.model(waveforms, lengths))
+        return self.logits(self.model(waveforms, lengths))
+
+    def adapted(self, vectors: Tensor) -> Tensor:
+        """What the head sees of vectors of the model: (B, D) -> (B, D)."""
+        return vectors if self.adapter is None else self.adapter(vectors)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """Of vectors of the model: (B, D) -> (B, classes)."""
+        logits: Tensor = self.head.logits(self.adapted(vectors))
         return logits
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the embedding model and, beside it, the head and its classes."""
-        from safetensors.torch import save_file
-
+        """Write the embedding model and, beside it, the head, its adapter and its classes."""
         folder = Path(path)
         self.model.save_pretrained(folder)
         head = self.head
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()},
-            folder / _HEAD,
-            metadata={"format": "pt"},
-        )
+        _write(head, folder / _HEAD)
+        if self.adapter is not None:
+            _write(self.adapter, folder / _ADAPTER)
         content: dict[str, Any] = {
             "label": self.label,
             "head": "aam" if isinstance(head, AAMSoftmaxLoss) else "cross_entropy",
             "classes": list(self.classes),
+            "adapter_size": 0 if self.adapter is None else self.adapter.hidden,
         }
         if isinstance(head, AAMSoftmaxLoss):
             content.update(sub_centers=head.sub_centers, scale=head.scale)
@@ -109,7 +123,13 @@ def load_classifier(path: str | Path, *, device: torch.device | str | None = Non
     else:
         head = LinearHead(model.size, len(content["classes"]))
     load_head(head, folder)
-    return Classifier(model, head, content["label"], content["classes"]).to(device).eval()
+    adapter = None
+    hidden = content.get("adapter_size", 0)  # folders written before there were any do not say
+    if hidden:
+        adapter = ResidualAdapter(model.size, hidden)
+        load_adapter(adapter, folder)
+    made = Classifier(model, head, content["label"], content["classes"], adapter)
+    return made.to(device).eval()
 
 
 def load_head(head: nn.Module, folder: Path) -> None:
@@ -118,14 +138,39 @@ def load_head(head: nn.Module, folder: Path) -> None:
     Raises:
         ArgumentError: they are of another one.
     """
+    _read(head, folder / _HEAD, "head")
+
+
+def load_adapter(adapter: ResidualAdapter, folder: Path) -> None:
+    """The weights of an adapter from a classifier's folder.
+
+    Raises:
+        ArgumentError: there are none, or of another one.
+    """
+    _read(adapter, folder / _ADAPTER, "adapter")
+
+
+def _write(module: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(
+        {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()},
+        path,
+        metadata={"format": "pt"},
+    )
+
+
+def _read(module: nn.Module, path: Path, argument: str) -> None:
     from safetensors.torch import load_file
 
-    weights, own = load_file(folder / _HEAD), head.state_dict()
+    if not path.is_file():
+        raise ArgumentError(argument, f"there is no {path}")
+    weights, own = load_file(path), module.state_dict()
     odd = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     if odd or set(weights) != set(own):
         name = (odd or sorted(set(weights) ^ set(own)))[0]
-        raise ArgumentError("head", f"{folder / _HEAD} does not fit at {name}")
-    head.load_state_dict(weights)
+        raise ArgumentError(argument, f"{path} does not fit at {name}")
+    module.load_state_dict(weights)
 
 
 def classes_of(path: str | Path) -> tuple[str, tuple[str | int, ...]]:

@@ -9,7 +9,7 @@ features that starts from scratch (:class:`FilterbankFrames`). :func:`make_embed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -26,6 +26,7 @@ from speechft.pooling import AttentiveStatisticsPooling, MeanPooling, Statistics
 
 Pooling = Literal["mean", "statistics", "attentive"]
 Normalize = Literal["none", "utterance", "short_time"]
+Affine = Literal["linear", "projector", "none"]
 PARTS = ("frames", "pooling", "affine")
 """The parts of an embedding model, from the waveform up."""
 
@@ -55,9 +56,12 @@ class EmbeddingSpec:
         normalize: what is taken from them: nothing, the mean of the utterance, or the mean of 150
             frames each side.
         layer: of an encoder, whose frames are used; None: a learnt weighting of all.
+        affine: from what is pooled to the vector: ``"linear"`` (after a batch norm in ECAPA), a
+            ``"projector"`` of three layers (:func:`make_projector`), or ``"none"``: what is pooled
+            is the vector, and ``size`` becomes its.
 
     Raises:
-        ArgumentError: a backbone that is not known, or a size below 1.
+        ArgumentError: a backbone that is not known, a size below 1, or no such kind.
     """
 
     backbone: str
@@ -66,6 +70,7 @@ class EmbeddingSpec:
     bands: int = 80
     normalize: Normalize = "short_time"
     layer: int | None = None
+    affine: Affine = "linear"
 
     def __post_init__(self) -> None:
         kind, _, channels = self.backbone.partition("-")
@@ -79,7 +84,9 @@ class EmbeddingSpec:
         for name in ("size", "bands"):
             if getattr(self, name) < 1:
                 raise ArgumentError(name, f"wants at least 1, got {getattr(self, name)}")
-        for name, kind_of in (("pooling", Pooling), ("normalize", Normalize)):
+        for name, kind_of in (
+            ("pooling", Pooling), ("normalize", Normalize), ("affine", Affine)
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value not in get_args(kind_of):
                 raise ArgumentError(
@@ -152,9 +159,19 @@ class EmbeddingModel(nn.Module):
         Raises:
             ClipTooShortError, LengthError, ArgumentError: as :class:`speechft.models.Encoder`.
         """
-        frames, frame_lengths = self.frames(waveforms, lengths, keys)
-        vectors: Tensor = self.affine(self.pooling(frames, frame_lengths))
+        vectors: Tensor = self.affine(self.pooled(waveforms, lengths, keys))
         return vectors.float()
+
+    def pooled(
+        self,
+        waveforms: Tensor,
+        lengths: LengthsLike | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
+        """What the last part makes vectors of, (B, C'); see :meth:`forward`."""
+        frames, frame_lengths = self.frames(waveforms, lengths, keys)
+        found: Tensor = self.pooling(frames, frame_lengths)
+        return found
 
     def part(self, name: str) -> nn.Module:
         """One of :data:`PARTS`.
@@ -287,10 +304,34 @@ def make_embedding(
         kind = spec.backbone.partition("-")[0]
         pooled: Any = _pooling(spec.pooling or _POOLING[kind], frames.output_size)
         channels = pooled.output_size(frames.output_size)
-        layers: list[nn.Module] = [nn.Linear(channels, spec.size)]
-        if kind == "ecapa":
-            layers.insert(0, nn.BatchNorm1d(channels))
-        return EmbeddingModel(frames, pooled, nn.Sequential(*layers), spec)
+        if spec.affine == "none":
+            spec = replace(spec, size=channels)
+        return EmbeddingModel(frames, pooled, _affine(spec, kind, channels), spec)
+
+
+def make_projector(channels: int, size: int) -> nn.Sequential:
+    """Linear, batch norm, ReLU, twice, and Linear: (N, channels) -> (N, size).
+
+    No linear layer has a bias. In training it wants two rows or more, as batch norm does.
+
+    Source: Lux, Chen & Vu, SLT 2022, after Zbontar et al., ICML 2021.
+    """
+    return nn.Sequential(
+        nn.Linear(channels, size, bias=False), nn.BatchNorm1d(size), nn.ReLU(),
+        nn.Linear(size, size, bias=False), nn.BatchNorm1d(size), nn.ReLU(),
+        nn.Linear(size, size, bias=False),
+    )  # fmt: skip
+
+
+def _affine(spec: EmbeddingSpec, kind: str, channels: int) -> nn.Module:
+    if spec.affine == "none":
+        return nn.Identity()
+    if spec.affine == "projector":
+        return make_projector(channels, spec.size)
+    layers: list[nn.Module] = [nn.Linear(channels, spec.size)]
+    if kind == "ecapa":
+        layers.insert(0, nn.BatchNorm1d(channels))
+    return nn.Sequential(*layers)
 
 
 def load_embedding(name_or_path: str | Path, **settings: Any) -> EmbeddingModel:

@@ -24,6 +24,7 @@ from speechft.models.subspaces_saving import weights_digest
 
 MODEL_TYPE = "speechft_embedding"
 _OF_ENCODER = "frames.encoder."
+_LATER = frozenset({"affine"})  # what folders written before do not say: it is as by default
 
 
 def save_embedding(model: EmbeddingModel, path: Path) -> None:
@@ -80,10 +81,10 @@ def read_embedding(
         )
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     known = {field.name for field in fields(EmbeddingSpec)}
-    missing = [key for key in (*sorted(known), "encoder") if key not in config]
+    missing = [key for key in (*sorted(known - _LATER), "encoder") if key not in config]
     if missing:
         raise ArgumentError("name_or_path", f"{folder / CONFIG} has no {missing[0]!r}")
-    spec = EmbeddingSpec(**{key: config[key] for key in known})
+    spec = EmbeddingSpec(**{key: config[key] for key in known if key in config})
     encoder = None
     if spec.backbone == "encoder":
         name = config["encoder"]

@@ -12,11 +12,13 @@ from torch.nn import functional
 from speechft.errors import ArgumentError
 from speechft.losses import AAMSoftmaxLoss
 from speechft.models import EmbeddingSpec, load_backbone, load_embedding, make_embedding
+from speechft.models.adapter import ResidualAdapter
 from speechft.models.classifier import (
     Classifier,
     LinearHead,
     classes_of,
     is_classifier_folder,
+    load_adapter,
     load_classifier,
     load_head,
 )
@@ -117,3 +119,55 @@ def test_a_head_that_does_not_fit_is_named(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps({**content, "classes": ["a", "b"]}))
     with pytest.raises(ArgumentError, match="does not fit at linear"):
         load_classifier(tmp_path)
+
+
+class TestAdapter:
+    """What stands between the vectors and the head."""
+
+    def made(self) -> Classifier:
+        plain = made()
+        torch.manual_seed(2)
+        adapter = ResidualAdapter(16, 5)
+        torch.nn.init.normal_(adapter.up.weight)
+        torch.nn.init.normal_(adapter.down.weight)
+        return Classifier(plain.model, plain.head, "mood", CLASSES, adapter).eval()
+
+    def test_is_beside_what_goes_straight_on(self):
+        classifier, x = self.made(), noise(2, 8_000)
+        vectors, own = classifier.model(x, LENGTHS), classifier.adapter
+        hidden = (vectors @ own.down.weight.T + own.down.bias).clamp(min=0)
+        wanted = vectors + hidden @ own.up.weight.T + own.up.bias
+        torch.testing.assert_close(classifier.adapted(vectors), wanted)
+        torch.testing.assert_close(classifier(x, LENGTHS), classifier.head.logits(wanted))
+
+    def test_is_nearly_nothing_at_first(self):
+        vectors = torch.randn(4, 16)
+        torch.testing.assert_close(ResidualAdapter(16, 8)(vectors), vectors, atol=0.02, rtol=0)
+
+    def test_is_written_and_read(self, tmp_path):
+        classifier, x = self.made(), noise(2, 8_000)
+        classifier.save_pretrained(tmp_path)
+        assert torch.equal(load_classifier(tmp_path)(x, LENGTHS), classifier(x, LENGTHS))
+        assert torch.equal(load_embedding(tmp_path)(x, LENGTHS), classifier.model(x, LENGTHS))
+
+    def test_folders_that_do_not_say_have_none(self, tmp_path):
+        classifier, x = made(), noise(2, 8_000)
+        classifier.save_pretrained(tmp_path)
+        content = json.loads((tmp_path / "classes.json").read_text())
+        del content["adapter_size"]
+        (tmp_path / "classes.json").write_text(json.dumps(content))
+        again = load_classifier(tmp_path)
+        assert again.adapter is None
+        assert torch.equal(again(x, LENGTHS), classifier(x, LENGTHS))
+
+    def test_one_that_is_missing_or_does_not_fit_is_named(self, tmp_path):
+        self.made().save_pretrained(tmp_path)
+        with pytest.raises(ArgumentError, match=r"adapter: .*adapter.safetensors does not fit at"):
+            load_adapter(ResidualAdapter(16, 6), tmp_path)
+        (tmp_path / "adapter.safetensors").unlink()
+        with pytest.raises(ArgumentError, match=r"adapter: there is no .*adapter.safetensors"):
+            load_classifier(tmp_path)
+
+    def test_sizes_below_1_are_refused(self):
+        with pytest.raises(ArgumentError, match="hidden: wants at least 1, got 0"):
+            ResidualAdapter(4, 0)

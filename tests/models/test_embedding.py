@@ -417,3 +417,64 @@ class TestHead:
     def test_sizes_out_of_range(self, bad):
         with pytest.raises(ArgumentError, match=next(iter(bad))):
             DINOHead(**{"size": 4, "codes": 8, **bad})
+
+
+class TestAffinePart:
+    """From what is pooled to the vector: one layer, a projector, or nothing."""
+
+    def test_the_projector_is_three_layers_with_batch_norm(self):
+        model = made("encoder", affine="projector", pooling="mean")
+        x = noise(3, 9_000)
+        pooled = model.pooled(x, LENGTHS)
+        first, norm1, _, second, norm2, _, third = model.affine
+        assert [layer.bias for layer in (first, second, third)] == [None] * 3
+        assert [tuple(layer.weight.shape) for layer in (first, second, third)] == [
+            (16, pooled.shape[1]), (16, 16), (16, 16)
+        ]  # fmt: skip
+
+        def normed(rows, norm):
+            scaled = (rows - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps)
+            return scaled * norm.weight + norm.bias
+
+        hidden = normed(pooled @ first.weight.T, norm1).clamp(min=0)
+        hidden = normed(hidden @ second.weight.T, norm2).clamp(min=0)
+        torch.testing.assert_close(model(x, LENGTHS), hidden @ third.weight.T)
+
+    @pytest.mark.parametrize("kind", ["xvector-8", "ecapa-8", "encoder"])
+    def test_without_one_the_vector_is_what_is_pooled(self, kind):
+        model = made(kind, affine="none")
+        x = noise(3, 9_000)
+        vectors = model(x, LENGTHS)
+        assert torch.equal(vectors, model.pooled(x, LENGTHS))
+        assert model.size == model.spec.size == vectors.shape[1] != 16
+
+    @pytest.mark.parametrize("affine", ["projector", "none"])
+    def test_padding_and_batch_mates_change_nothing(self, affine):
+        model = made("encoder", affine=affine)
+        x = noise(3, 9_000)
+        together = model(x, LENGTHS)
+        for index in range(3):
+            assert relative(model(cut(x, index))[0], together[index]) < 1e-5
+
+    @pytest.mark.parametrize("affine", ["projector", "none"])
+    def test_what_is_written_is_what_is_read(self, tmp_path, affine):
+        model = made("encoder", affine=affine)
+        model.save_pretrained(tmp_path)
+        again = load_backbone(tmp_path)
+        assert again.spec == model.spec
+        x = noise(3, 9_000)
+        assert torch.equal(again(x, LENGTHS), model(x, LENGTHS))
+
+    def test_folders_that_do_not_say_have_one_layer(self, tmp_path):
+        """Those written before there was a choice."""
+        model = made("xvector-8")
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["affine"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        x = noise(3, 9_000)
+        assert torch.equal(load_embedding(tmp_path)(x, LENGTHS), model(x, LENGTHS))
+
+    def test_another_kind_is_refused(self):
+        with pytest.raises(ArgumentError, match="affine: wants one of linear, projector, none"):
+            EmbeddingSpec("xvector", affine="mlp")
