@@ -1,7 +1,8 @@
 r"""Supervised training of an embedding model: the baseline, and one stage of a transfer.
 
 A chunk of each utterance is cut at random, perturbed, and made a vector; cross-entropy, or an
-angular margin with one or more centres a class, tells the classes of a label apart.
+angular margin with one or more centres a class, tells the classes of a label apart. Where nothing
+below the head trains and nothing is drawn, vectors are computed once, and not in every epoch.
 
 What comes out is a :class:`speechft.models.classifier.Classifier`, which is an embedding model with
 its head beside it.
@@ -22,34 +23,34 @@ from torch import Tensor, nn
 from speechft.augment import RandomCrop, SpecAugment, fold_in
 from speechft.data import Manifest, SpeechDataset
 from speechft.errors import ConfigError, SpeechftError
+from speechft.evaluation.metrics import uar
 from speechft.losses import AAMSoftmaxLoss, LossGate
-from speechft.methods.base import Method, MethodConfig, MethodOutput
-from speechft.methods.dino_parts import crop_augmentation, freeze, stack
+from speechft.methods.base import MethodOutput
+from speechft.methods.dino_parts import AUGMENTATIONS, crop_augmentation, stack
+from speechft.methods.selection import SelectingMethod, SelectionConfig
+from speechft.methods.tuning import Trained, Tuning, check_tuning, tuned
 from speechft.models import EmbeddingModel, load_backbone
+from speechft.models.adapter import ResidualAdapter
 from speechft.models.classifier import (
     Classifier,
     HeadKind,
     LinearHead,
     classes_of,
     is_classifier_folder,
+    load_adapter,
     load_head,
 )
-from speechft.models.embedding import PARTS, Pooling
+from speechft.models.embedding import Affine, Pooling
 from speechft.training.loader import NoneAlone, TrainingData, speech_data
 from speechft.training.settings import TrainingSettings
+from speechft.training.vectors import vector_data, vectors_of
 
-Trained = Literal["head", "affine", "pooling", "all", "lora"]
 _Gate = Literal["none", "fixed", "dynamic"]
-AUGMENTATIONS = ("none", "student", "teacher")
-"""What :attr:`ClassificationConfig.augmentation` takes besides a file."""
-_REACH: dict[str, tuple[str, ...]] = {
-    "head": (), "affine": PARTS[2:], "pooling": PARTS[1:], "all": PARTS, "lora": PARTS[1:],
-}  # fmt: skip
 _KEY_CROP, _KEY_AUGMENT, _KEY_MASKS = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class ClassificationConfig(MethodConfig):
+class ClassificationConfig(SelectionConfig):
     """Settings of supervised training.
 
     Args:
@@ -71,13 +72,18 @@ class ClassificationConfig(MethodConfig):
         noise, rooms: folders of recordings for it; None: synthesized.
         spec_augment: mask log-mel features: 5 frames and 8 bands at most.
         dropout: of the vector.
+        adapter_size: of the bottleneck of a :class:`~speechft.models.adapter.ResidualAdapter`
+            between the vector and the head, which trains with the head; 0: none.
         loss_gate: leave out of each batch what its loss says is labelled wrong, as pseudo-labels
             are in part: above a ``"fixed"`` threshold, or a ``"dynamic"`` one that is found anew
             after each epoch; see :class:`speechft.losses.LossGate`.
         loss_gate_threshold: the fixed one.
-        size, pooling, layer: of a model that is made anew; see
+        size, pooling, layer, affine: of a model that is made anew; see
             :class:`speechft.models.EmbeddingSpec`.
         start_head: folder of a classifier of the same classes to go on from.
+        validation, groups, part, validate_every: hold utterances out and keep the state that has
+            the highest UAR on them (whole, unperturbed); see
+            :class:`~speechft.methods.selection.SelectionConfig`.
 
     Raises:
         ConfigError: a value out of range.
@@ -100,14 +106,17 @@ class ClassificationConfig(MethodConfig):
     rooms: str | None = None
     spec_augment: bool = False
     dropout: float = 0.0
+    adapter_size: int = 0
     loss_gate: _Gate = "none"
     loss_gate_threshold: float = 1.0
     size: int = 256
     pooling: Pooling | None = None
     layer: int | None = None
+    affine: Affine = "linear"
     start_head: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in (("train", Trained), ("loss", HeadKind), ("loss_gate", _Gate)):
             value = getattr(self, name)
             if value not in get_args(known):
@@ -124,15 +133,16 @@ class ClassificationConfig(MethodConfig):
                 f"augmentation: {self.augmentation!r} is no file, and none of "
                 f"{', '.join(AUGMENTATIONS)}"
             )
-        if self.lora_rank < 1 or self.size < 1:
-            raise ConfigError("lora_rank, size: want at least 1")
+        if self.size < 1:
+            raise ConfigError(f"size: wants at least 1, got {self.size}")
+        if self.adapter_size < 0:
+            raise ConfigError(f"adapter_size: wants 0 or more, got {self.adapter_size}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: wants 0 to below 1, got {self.dropout}")
-        if self.tuned_layers is not None and self.train != "all":
-            raise ConfigError(f"tuned_layers: is of train: all, not of {self.train}")
+        check_tuning(self.train, self.tuned_layers, self.lora_rank)
 
 
-class Classification(Method):
+class Classification(SelectingMethod):
     """Training of an embedding model by a label.
 
     Args:
@@ -149,7 +159,8 @@ class Classification(Method):
     name = "classification"
     source = "Snyder et al., X-vectors, ICASSP 2018"
     Config = ClassificationConfig
-    inputs = ("waveforms", "lengths", "keys", "factors")
+    figure_name = "UAR"
+    inputs: tuple[str, ...] = ("waveforms", "lengths", "keys", "factors")
     training_defaults: ClassVar[Mapping[str, Any]] = {
         "steps": 100_000, "batch_size": 128, "learning_rate": 1e-3, "schedule": "cosine",
         "warmup_steps": 2000, "weight_decay": 1e-4, "log_every": 50, "evaluate_utterances": 128,
@@ -170,11 +181,16 @@ class Classification(Method):
             raise ConfigError(f"label: {config.label!r} has {got}; wants two")
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
-            self.adapted: Any = _choose(model, config)
+            self._tuning = Tuning(
+                model, config.train, tuned_layers=config.tuned_layers, lora_rank=config.lora_rank
+            )
             head = _head(model.size, len(classes), config)
+            adapter = None
+            if config.adapter_size:
+                adapter = ResidualAdapter(model.size, config.adapter_size)
+        self.classifier = Classifier(model, head, config.label, classes, adapter)
         if config.start_head is not None:
-            _start(head, Path(config.start_head), config.label, classes)
-        self.classifier = Classifier(model, head, config.label, classes)
+            _start(self.classifier, Path(config.start_head))
         self.dropout = nn.Dropout(config.dropout)
         rate = model.sample_rate
         self.crop: RandomCrop | None = None
@@ -188,7 +204,9 @@ class Classification(Method):
         if config.loss_gate != "none":
             threshold = None if config.loss_gate == "dynamic" else config.loss_gate_threshold
             self.gate = LossGate(threshold=threshold)
-        self._still = _still(model, config.train)
+        self._vectors: Tensor | None = None  # of all utterances, where they stay as they are
+        self._validation: tuple[SpeechDataset, list[int]] | None = None
+        self.keep_best()
         self.train(self.training)
 
     @property
@@ -201,6 +219,7 @@ class Classification(Method):
         """See :class:`Method`: an embedding model, new or trained."""
         return load_backbone(
             name, size=config.size, pooling=config.pooling, layer=config.layer,
+            affine=config.affine,
             spec_augment=SpecAugment(1, (0, 5), 1, (0, 8)) if config.spec_augment else None,
             seed=seed,
         )  # fmt: skip
@@ -222,14 +241,42 @@ class Classification(Method):
     def train(self, mode: bool = True) -> Classification:
         """Training mode; what is frozen stays in eval mode."""
         super().train(mode)
-        for module in self._still:
-            module.eval()
+        self._tuning.settle()
         return self
 
     def forward(
-        self, waveforms: Tensor, lengths: Tensor, keys: Tensor, factors: Tensor
+        self,
+        factors: Tensor,
+        waveforms: Tensor | None = None,
+        lengths: Tensor | None = None,
+        keys: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> MethodOutput:
-        """The loss of a batch of utterances with labels ``factors`` (B, 1), -1 for unknown."""
+        """The loss of a batch of utterances with labels ``factors`` (B, 1), -1 for unknown.
+
+        They are ``waveforms``, ``lengths`` and ``keys``, or ``vectors`` (B, D) that the model made
+        of them before.
+        """
+        if vectors is None:
+            assert waveforms is not None
+            assert lengths is not None
+            assert keys is not None
+            vectors = self._encode(waveforms, lengths, keys)
+        vectors = self.dropout(vectors)
+        head = self.classifier.head
+        known = factors[:, 0] >= 0
+        with self.stopwatch("loss"):
+            losses = head(self.classifier.adapted(vectors), factors[:, 0])
+            weights = known.to(losses.dtype)
+            if self.gate is not None:
+                # The loss of an unknown label, 0, is not to be taken in: NaN is not.
+                weights = weights * self.gate(losses.detach().masked_fill(~known, torch.nan))
+            loss = (weights * losses).sum() / weights.sum().clamp(min=1)
+        self._seen = vectors.detach(), factors[:, 0], weights
+        return MethodOutput(loss, {})
+
+    def _encode(self, waveforms: Tensor, lengths: Tensor, keys: Tensor) -> Tensor:
+        """Vectors of chunks, perturbed: (B, D)."""
         with self.stopwatch("augmentation"):
             if self.crop is not None:
                 waveforms, lengths = self.crop(waveforms, lengths, fold_in(keys, _KEY_CROP))
@@ -239,68 +286,84 @@ class Classification(Method):
         masks = None
         if self.training and self.settings.spec_augment:
             masks = fold_in(keys, _KEY_MASKS)
-        vectors = self.dropout(self.encoder(*cut, masks))
-        head = self.classifier.head
-        known = factors[:, 0] >= 0
-        with self.stopwatch("loss"):
-            losses = head(vectors, factors[:, 0])
-            weights = known.to(losses.dtype)
-            if self.gate is not None:
-                # The loss of an unknown label, 0, is not to be taken in: NaN is not.
-                weights = weights * self.gate(losses.detach().masked_fill(~known, torch.nan))
-            loss = (weights * losses).sum() / weights.sum().clamp(min=1)
-        self._seen = vectors.detach(), factors[:, 0], weights
-        return MethodOutput(loss, {})
+        vectors: Tensor = self.encoder(*cut, masks)
+        return vectors
 
     def monitors(self) -> dict[str, Tensor]:
-        """The accuracy on the last batch, and what share of it the gate let through."""
+        """The accuracy on the last batch, what share of it the gate let through, and validation."""
         if self._seen is None:
             return {}
         vectors, labels, weights = self._seen
         known = (labels >= 0).sum().clamp(min=1)
         with torch.no_grad():
-            right = self.classifier.head.logits(vectors).argmax(1) == labels
-        found = {"accuracy": right.sum() / known}
+            right = self.classifier.logits(vectors).argmax(1) == labels
+        found = {"accuracy": right.sum() / known, **super().monitors()}
         return found if self.gate is None else {**found, "kept": weights.sum() / known}
 
     def at_step(self, step: int, steps: int) -> None:
         """See :class:`~speechft.training.trainable.Trainable`: the gate is set each epoch."""
+        super().at_step(step, steps)
         if self.gate is not None and step and step % self._epoch == 0:
             self.gate.fit()
 
     def training_data(
         self, dataset: SpeechDataset, settings: TrainingSettings, output: Path
     ) -> TrainingData:
-        """Chunks of utterances in batches drawn from all, or whole ones by length."""
+        """Chunks of utterances in batches drawn from all, whole ones by length, or their vectors.
+
+        Raises:
+            ConfigError: a class that cannot be validated on and trained on as well.
+        """
+        fit, held = self.hold_out(dataset, self.settings.label, seed=settings.seed)
+        rows = fit if held else None
+        self._validation = dataset, held
+        if self._constant():
+            self._vectors = vectors = vectors_of(self.encoder, dataset)
+            self.inputs = ("vectors", "factors")
+            return self._counted(vector_data(vectors, dataset, settings, rows=rows), settings)
         if self.crop is None:
-            return self._counted(speech_data(dataset, settings), settings)
+            return self._counted(speech_data(dataset, settings, rows=rows), settings)
         least, most = self.crop.seconds
         shortest = int(dataset.lengths.min()) / dataset.sample_rate
         timing = self.augment is not None and "timing" in self.augment.changes
         self._full = least == most and shortest >= most and not timing
-        return self._counted(speech_data(dataset, settings, num_buckets=1), settings)
+        return self._counted(speech_data(dataset, settings, num_buckets=1, rows=rows), settings)
+
+    def _constant(self) -> bool:
+        """Whether the model gives an utterance the same vector whenever it is asked."""
+        drawn = self.crop is not None or self.augment is not None or self.settings.spec_augment
+        return self.settings.train == "head" and not drawn
 
     def _counted(self, data: TrainingData, settings: TrainingSettings) -> TrainingData:
         data = replace(data, batches=NoneAlone(data.batches))
         self._epoch = max(1, len(data.batches) // settings.accumulate)
         return data
 
+    def selected(self) -> nn.Module:
+        """See :class:`~speechft.methods.selection.SelectingMethod`."""
+        return self.classifier
+
+    def figure(self) -> float:
+        """The UAR on what is held out."""
+        assert self._validation is not None
+        dataset, held = self._validation
+        if self._vectors is not None:
+            vectors = self._vectors[held]
+        else:
+            vectors = vectors_of(self.encoder, dataset, held)
+        device = next(self.classifier.parameters()).device
+        guesses = self.classifier.logits(vectors.to(device)).argmax(1).cpu()
+        return uar(dataset.factors[held, 0], guesses)
+
     def save(self, output: Path) -> None:
-        """Write the classifier; adapters are merged into what they adapt."""
-        model = self.encoder
-        if self.adapted is not None:
-            self.adapted.merge_and_unload()
-            self.adapted = None
-            model.encoder_name = None
-        elif any(name.startswith("frames.encoder.") for name in self.tuned()):
-            model.encoder_name = None
-        elif self.encoder_name is not None and model.encoder is not None:
-            model.encoder_name = self.encoder_name
+        """Write the classifier; adapters in the encoder are merged into what they adapt."""
+        self._tuning.finish(self.encoder, self.encoder_name)
         self.classifier.eval().save_pretrained(output)
+        self.write_selection(output)
 
     def tuned(self) -> list[str]:
         """Names of the embedding model's tensors that train."""
-        return [name for name, p in self.encoder.named_parameters() if p.requires_grad]
+        return tuned(self.encoder)
 
 
 def check_repeated(manifest: Manifest, label: str) -> None:
@@ -318,60 +381,6 @@ def check_repeated(manifest: Manifest, label: str) -> None:
         )
 
 
-def _choose(model: EmbeddingModel, config: ClassificationConfig) -> Any:
-    """Freeze what does not train; with adapters, give what can merge them."""
-    model.requires_grad_(False)
-    reach = _REACH[config.train]
-    for name in reach:
-        model.part(name).requires_grad_(True)
-    if config.train in ("pooling", "lora"):
-        for name, parameter in model.frames.named_parameters(recurse=False):
-            parameter.requires_grad_(name == "layer_weights")
-    if "frames" in reach:
-        freeze(model, config.tuned_layers)
-    if config.train != "lora":
-        return None
-    encoder = model.encoder
-    if encoder is None:
-        raise ConfigError(f"train: lora is of a speech foundation model, not {model.spec.backbone}")
-    from peft import LoraConfig, get_peft_model
-
-    rank = config.lora_rank
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"])
-    used = encoder.num_layers if model.spec.layer is None else model.spec.layer
-    settings.layers_to_transform = list(range(used))
-    # It changes the encoder's own model in place; held apart, or it would be saved twice.
-    return _Held(get_peft_model(encoder.hf_model, settings))
-
-
-def _still(model: EmbeddingModel, train: Trained) -> list[nn.Module]:
-    """What stays in eval mode: parts that do not train, and what is frozen in those that do."""
-    still = [model.part(name) for name in PARTS if name not in _REACH[train]]
-    still += _frozen(model)
-    encoder = model.encoder
-    if encoder is not None and encoder.layers[0] in still:
-        still.append(encoder.hf_model.encoder.dropout)  # before the layers, and of none of them
-    return still
-
-
-def _frozen(module: nn.Module) -> list[nn.Module]:
-    """The largest modules in it that have parameters of which none trains."""
-    trains = [p.requires_grad for p in module.parameters()]
-    if trains and not any(trains):
-        return [module]
-    return [found for child in module.children() for found in _frozen(child)]
-
-
-class _Held:
-    """A module that is no submodule of who has it."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    def merge_and_unload(self) -> None:
-        self.module.merge_and_unload()
-
-
 def _head(size: int, classes: int, config: ClassificationConfig) -> nn.Module:
     if config.loss == "cross_entropy":
         return LinearHead(size, classes)
@@ -382,11 +391,13 @@ def _head(size: int, classes: int, config: ClassificationConfig) -> nn.Module:
     )  # fmt: skip
 
 
-def _start(head: nn.Module, folder: Path, label: str, classes: tuple[str | int, ...]) -> None:
+def _start(classifier: Classifier, folder: Path) -> None:
     if not is_classifier_folder(folder):
         raise ConfigError(f"start_head: {folder} holds no classifier")
-    if classes_of(folder) != (label, classes):
+    if classes_of(folder) != (classifier.label, classifier.classes):
         raise ConfigError(
             f"start_head: {folder} tells other classes of {classes_of(folder)[0]!r} apart"
         )
-    load_head(head, folder)
+    load_head(classifier.head, folder)
+    if classifier.adapter is not None:
+        load_adapter(classifier.adapter, folder)

@@ -29,6 +29,8 @@ _AUGMENTATIONS = {
     "student": (0.45, (0.0, 18.0), (3.0, 18.0)),
     "teacher": (0.3, (10.0, 28.0), (13.0, 28.0)),
 }
+AUGMENTATIONS = ("none", *_AUGMENTATIONS)
+"""What :func:`crop_augmentation` takes besides a file."""
 _NOISE = 0.7  # the probability of noise or babble, in both
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechft.errors import ConfigError
-from speechft.methods.classification import ClassificationConfig, Trained
+from speechft.methods.classification import ClassificationConfig
+from speechft.methods.tuning import Trained
 from speechft.training import TrainingSettings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -54,12 +54,25 @@ class TrainingData:
 
 
 def speech_data(
-    dataset: SpeechDataset, settings: TrainingSettings, *, num_buckets: int = 16
+    dataset: SpeechDataset,
+    settings: TrainingSettings,
+    *,
+    num_buckets: int = 16,
+    rows: Sequence[int] | None = None,
 ) -> TrainingData:
-    """Waveforms in batches of similar lengths; with one bucket, of any lengths."""
+    """Waveforms in batches of similar lengths; with one bucket, of any lengths.
+
+    Args:
+        dataset: the utterances.
+        settings: of the run.
+        num_buckets: of lengths.
+        rows: which utterances to train on; None: all.
+    """
     limit = settings.max_batch_seconds
+    chosen = list(range(len(dataset))) if rows is None else list(rows)
+    lengths = dataset.lengths if rows is None else dataset.lengths[chosen]
     batches = LengthBatchSampler(
-        dataset.lengths,
+        lengths,
         batch_size=settings.batch_size,
         max_samples=None if limit is None else int(limit * dataset.sample_rate),
         seed=settings.seed,
@@ -69,12 +82,27 @@ def speech_data(
 
     def evaluation() -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The first utterances, always under the same perturbations."""
-        count = min(settings.evaluate_utterances, len(dataset))
-        first = LengthBatchSampler(dataset.lengths[:count], batch_size=settings.batch_size)
-        for indices in first.batches(0):
+        count = min(settings.evaluate_utterances, len(chosen))
+        first = LengthBatchSampler(lengths[:count], batch_size=settings.batch_size)
+        for indices in Chosen(first, chosen).batches(0):
             yield len(indices), collate([keyed[Position(EVALUATION_EPOCH, i)] for i in indices])
 
-    return TrainingData(keyed, batches, collate, evaluation, dataset.sample_rate)
+    of_rows = batches if rows is None else Chosen(batches, chosen)
+    return TrainingData(keyed, of_rows, collate, evaluation, dataset.sample_rate)
+
+
+class Chosen:
+    """Batches of some rows, given as places among them."""
+
+    def __init__(self, given: Batches, rows: Sequence[int]) -> None:
+        self.given, self.rows = given, rows
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Of an epoch, as rows."""
+        return [[self.rows[place] for place in batch] for batch in self.given.batches(epoch)]
 
 
 class NoneAlone:

@@ -479,7 +479,10 @@ class TestErrors:
             ({"train": "some"}, "train: wants one of head, affine, pooling, all, lora; got 'some'"),
             ({"loss": "amm"}, "loss: wants one of cross_entropy, aam; got 'amm'"),
             ({"loss_gate": "on"}, "loss_gate: wants one of none, fixed, dynamic; got 'on'"),
-            ({"lora_rank": 0}, "lora_rank, size: want at least 1"),
+            ({"lora_rank": 0}, "lora_rank: wants at least 1, got 0"),
+            ({"size": 0}, "size: wants at least 1, got 0"),
+            ({"adapter_size": -1}, "adapter_size: wants 0 or more, got -1"),
+            ({"validation": 1.0}, "validation: wants 0 to below 1, got 1.0"),
             ({"dropout": 1.0}, "dropout: wants 0 to below 1, got 1.0"),
             ({"train": "affine", "tuned_layers": 1}, "tuned_layers: is of train: all, not of aff"),
             ({"chunk_seconds": 0}, "chunk_seconds: wants"),
@@ -510,3 +513,140 @@ def test_the_margin_is_as_set():
     head = method(loss="aam", margin=0.35, scale=11.0, sub_centers=3, top_k=1).classifier.head
     assert isinstance(head, AAMSoftmaxLoss)
     assert (head.margin, head.scale, head.sub_centers, head.top_k) == (0.35, 11.0, 3, 1)
+
+
+class TestAdapterOfVectors:
+    """The second of two steps: an adapter and a head on a model that stays as it is."""
+
+    def test_trains_with_the_head_and_is_saved(self, tmp_path, speech):
+        model = of_encoder()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        run(tmp_path, speech, model, train="head", adapter_size=4, validation=0.25)
+        again = load_classifier(tmp_path)
+        for name, tensor in again.model.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+        assert again.adapter.hidden == 4
+        assert again.adapter.up.bias.abs().sum() > 0
+        found = predict(again, speech)
+        with torch.no_grad():
+            vectors = torch.cat(
+                [again.model(item["waveform"][None]) for item in SpeechDataset(speech)]
+            )
+            wanted = again.head.logits(again.adapter(vectors)).log_softmax(1)
+        torch.testing.assert_close(found.log_probabilities.float(), wanted, rtol=1e-4, atol=1e-4)
+        assert json.loads((tmp_path / "selection.json").read_text())["figure"] == "UAR"
+
+    def test_loss_is_of_what_it_makes_of_the_vectors(self):
+        trained = method(adapter_size=3).eval()
+        nn.init.normal_(trained.classifier.adapter.up.weight)
+        given = batch((0, 1, 1, 0))
+        vectors = trained.encoder(given["waveforms"], given["lengths"])
+        logits = trained.classifier.head.logits(trained.classifier.adapter(vectors))
+        wanted = functional.cross_entropy(logits, given["factors"][:, 0])
+        torch.testing.assert_close(trained(**given).loss, wanted)
+
+    def test_goes_on_from_another_folder_with_it(self, tmp_path, speech):
+        run(tmp_path / "one", speech, train="head", adapter_size=4, training=settings(steps=2))
+        config = ClassificationConfig(
+            **PLAIN, size=16, adapter_size=4, start_head=str(tmp_path / "one")
+        )
+        again = Classification(load_embedding(tmp_path / "one"), config, classes=CLASSES)
+        kept = load_classifier(tmp_path / "one").adapter.state_dict()
+        for name, tensor in again.classifier.adapter.state_dict().items():
+            assert torch.equal(tensor, kept[name])
+
+
+class TestVectorsOnce:
+    """Where nothing below the head trains and nothing is drawn."""
+
+    def test_the_encoder_is_asked_once(self, tmp_path, speech, monkeypatch):
+        model = of_encoder()
+        heard = []
+        model.encoder.register_forward_pre_hook(lambda _, given: heard.append(len(given[0])))
+        run(tmp_path, speech, model, train="head", training=settings(steps=12))
+        assert sum(heard) == len(speech)
+
+    @pytest.mark.parametrize(
+        ("changes", "once"),
+        [
+            ({"train": "head"}, True),
+            ({"train": "head", "dropout": 0.3, "adapter_size": 2}, True),
+            ({"train": "affine"}, False),
+            ({"train": "head", "chunk_seconds": 0.2}, False),
+            ({"train": "head", "augmentation": "student"}, False),
+            ({"train": "head", "spec_augment": True}, False),
+        ],
+    )
+    def test_only_there(self, tmp_path, speech, changes, once):
+        config = ClassificationConfig(**{**PLAIN, "size": 16, **changes})
+        dataset = SpeechDataset(speech, factors=("mood",))
+        made = Classification.make(
+            Classification.load("xvector-8", config, seed=0), config, dataset, seed=0
+        )
+        made.training_data(dataset, settings(), tmp_path)
+        assert ("vectors" in made.inputs) is once
+
+    def test_the_loss_is_the_same(self, speech, tmp_path):
+        config = ClassificationConfig(**PLAIN, size=16, train="head")
+        dataset = SpeechDataset(speech, factors=("mood",))
+        made = Classification.make(of_encoder(), config, dataset, seed=0).eval()
+        data = made.training_data(dataset, settings(evaluate_utterances=12), tmp_path)
+        rows = list(range(12))
+        told = [batch for _, batch in data.evaluation()]
+        assert sum(len(batch["vectors"]) for batch in told) == 12
+        vectors = torch.cat([batch["vectors"] for batch in told])
+        factors = torch.cat([batch["factors"] for batch in told])
+        with torch.no_grad():
+            one = made(factors=factors, vectors=vectors).loss
+            items = [dataset[row] for row in rows]
+            waves = nn.utils.rnn.pad_sequence([i["waveform"] for i in items], batch_first=True)
+            lengths = torch.tensor([len(i["waveform"]) for i in items])
+            keys = make_keys(0, 0, torch.arange(12))
+            other = made(dataset.factors[rows], waves, lengths, keys).loss
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class TestValidation:
+    @pytest.mark.parametrize("train", ["all", "head"])
+    def test_the_best_state_is_kept_and_a_stopped_run_is_the_same(
+        self, tmp_path, speech, monkeypatch, train
+    ):
+        changes = {"train": train, "validation": 0.3, "groups": "speaker", "validate_every": 2}
+        run(tmp_path / "whole", speech, **changes)
+        step = RefinementTrainer.training_step
+
+        def stopping(self, *given, **named):
+            if self.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *given, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RefinementTrainer, "training_step", stopping)
+            with pytest.raises(InterruptedRun):
+                run(tmp_path / "parts", speech, **changes)
+        run(tmp_path / "parts", speech, resume=True, **changes)
+        for name in ("model.safetensors", "head.safetensors", "selection.json"):
+            whole = (tmp_path / "whole" / name).read_bytes()
+            assert (tmp_path / "parts" / name).read_bytes() == whole, name
+
+    def test_is_the_uar_on_what_is_held_out(self, tmp_path, speech):
+        for train in ("all", "head"):
+            config = ClassificationConfig(**PLAIN, size=16, train=train, validation=0.4)
+            dataset = SpeechDataset(speech, factors=("mood",))
+            made = Classification.make(xvector(), config, dataset, seed=0)
+            data = made.training_data(dataset, settings(), tmp_path)
+            _, held = made._validation
+            trained_on = {row for batch in data.batches.batches(0) for row in batch}
+            assert trained_on == set(range(len(speech))) - set(held)
+            rows = Manifest([speech[row] for row in held])
+            made.eval()
+            found = predict(made.classifier, rows)
+            right = found.log_probabilities.argmax(1) == found.truth
+            recalls = [right[found.truth == number].double().mean() for number in (0, 1)]
+            with torch.no_grad():
+                assert made.figure() == pytest.approx(float(sum(recalls) / 2))
+
+    def test_a_class_that_cannot_be_validated_on_is_named(self, tmp_path, speech):
+        rows = [row for row in speech if row.label("mood") == "bright" or row.speaker == "s0"]
+        with pytest.raises(ConfigError, match="validation: no utterance of mood 'dark' can be"):
+            run(tmp_path, Manifest(rows), validation=0.2, groups="speaker")
