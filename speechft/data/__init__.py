@@ -10,6 +10,7 @@
 
 from speechft.data.audio import load_audio
 from speechft.data.check import CheckReport, check
+from speechft.data.class_batches import ClassBatchSampler
 from speechft.data.dataset import Batch, Sample, SpeechDataset, collate
 from speechft.data.embedded import embedded_corpus
 from speechft.data.ledger import Ledger, Skip
@@ -22,6 +23,7 @@ from speechft.data.scanning import Scan, scan
 __all__ = [
     "Batch",
     "CheckReport",
+    "ClassBatchSampler",
     "Ledger",
     "LengthBatchSampler",
     "Manifest",

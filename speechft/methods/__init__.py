@@ -7,13 +7,15 @@ import difflib
 from speechft.errors import ConfigError
 from speechft.methods.base import Method, MethodConfig, MethodOutput
 from speechft.methods.classification import Classification, ClassificationConfig
+from speechft.methods.combined import Combined
+from speechft.methods.combined_config import CombinedConfig
 from speechft.methods.dino import Dino
 from speechft.methods.dino_config import DinoConfig
 from speechft.methods.interventional import Interventional, InterventionalConfig
 from speechft.methods.score import Score, ScoreConfig
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Score, Dino, Classification, Interventional)
+    kind.name: kind for kind in (Score, Dino, Classification, Combined, Interventional)
 }
 
 
@@ -37,6 +39,8 @@ __all__ = [
     "METHODS",
     "Classification",
     "ClassificationConfig",
+    "Combined",
+    "CombinedConfig",
     "Dino",
     "DinoConfig",
     "Interventional",
