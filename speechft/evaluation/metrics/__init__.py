@@ -22,6 +22,12 @@ from speechft.evaluation.metrics.detection import (
     min_dcf,
 )
 from speechft.evaluation.metrics.error_rate import ErrorRate, error_rate
+from speechft.evaluation.metrics.geometry import (
+    centroid_distance,
+    centroid_separation,
+    davies_bouldin,
+    k_shot_accuracy,
+)
 from speechft.evaluation.metrics.retrieval import Retrieval, retrieval
 from speechft.evaluation.metrics.spread import rank_me, unit_std
 from speechft.evaluation.metrics.term_detection import (
@@ -42,12 +48,16 @@ __all__ = [
     "accuracy",
     "act_dcf",
     "atwv",
+    "centroid_distance",
+    "centroid_separation",
     "cllr",
     "cnxe",
     "coverage",
+    "davies_bouldin",
     "det_curve",
     "eer",
     "error_rate",
+    "k_shot_accuracy",
     "macro_f1",
     "micro_f1",
     "min_cnxe",
