@@ -16,6 +16,7 @@
 #include "cpu/pooling.h"
 #include "cpu/soft_dtw.h"
 #include "cpu/softmax.h"
+#include "cpu/temporal_idm.h"
 #include "cpu/threads.h"
 #ifdef SPEECHFT_CUDA
 #include "cuda/soft_dtw.h"
@@ -357,6 +358,21 @@ PYBIND11_MODULE(_C, module) {
         speechft::cpu::sinkhorn_assign(rows, pointer<float>(result), threads);
       },
       py::arg("rows"), py::arg("result"), py::arg("threads"), "Each row's softmax.");
+
+  module.def(
+      "temporal_idm",
+      [](uintptr_t x, int64_t batch, int64_t steps, int64_t features, uintptr_t lengths,
+         int64_t near, float margin, uintptr_t value, uintptr_t gradient, int threads) {
+        const py::gil_scoped_release release;
+        speechft::cpu::temporal_idm({pointer<const float>(x), batch, steps, features,
+                                     pointer<const int64_t>(lengths), near, margin,
+                                     pointer<double>(value), pointer<float>(gradient)},
+                                    threads);
+      },
+      py::kw_only(), py::arg("x"), py::arg("batch"), py::arg("steps"), py::arg("features"),
+      py::arg("lengths"), py::arg("near"), py::arg("margin"), py::arg("value"),
+      py::arg("gradient"), py::arg("threads"),
+      "Contrastive inverse difference moments; see csrc/cpu/temporal_idm.h. 0 is null.");
 
 #ifdef SPEECHFT_CUDA
   using speechft::cuda::SoftDtwSegment;

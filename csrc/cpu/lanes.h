@@ -5,6 +5,7 @@
 // linked into another. With SPEECHFT_LANES == 1 this is plain C++ for any compiler.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -100,6 +101,20 @@ inline F maximum(F a, F b) { return _mm256_max_ps(a, b); }
 #else
 inline F minimum(F a, F b) { return a < b ? a : b; }
 inline F maximum(F a, F b) { return a > b ? a : b; }
+#endif
+
+// Rounded to nearest, as std::sqrt.
+#if defined(__AVX512F__) && SPEECHFT_LANES == 16
+inline F square_root(F v) { return _mm512_maskz_sqrt_ps(0xffff, v); }
+#elif defined(__AVX2__) && SPEECHFT_LANES == 8
+inline F square_root(F v) { return _mm256_sqrt_ps(v); }
+#else
+inline F square_root(F v) {
+  float parts[W];
+  std::memcpy(parts, &v, sizeof(F));
+  for (float& part : parts) part = std::sqrt(part);
+  return load(parts);
+}
 #endif
 
 constexpr double LOG2E = 1.4426950408889634074;

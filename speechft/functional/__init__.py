@@ -17,6 +17,7 @@ from speechft.functional.soft_dtw import soft_dtw, soft_dtw_from_cost
 from speechft.functional.statistics_pooling import statistics_pooling
 from speechft.functional.sup_con import sup_con
 from speechft.functional.swapped_prediction import swapped_prediction
+from speechft.functional.temporal_idm import temporal_idm
 from speechft.functional.triplet import triplet
 from speechft.functional.vicreg import vicreg
 
@@ -44,6 +45,7 @@ __all__ = [
     "statistics_pooling",
     "sup_con",
     "swapped_prediction",
+    "temporal_idm",
     "triplet",
     "vicreg",
 ]

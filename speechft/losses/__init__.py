@@ -14,6 +14,7 @@ from speechft.losses.soft_dtw import SoftDTWLoss
 from speechft.losses.sub_center import SubCenterArcFaceLoss
 from speechft.losses.sup_con import FactorSupConLoss, SupConLoss
 from speechft.losses.swapped_prediction import SwappedPredictionLoss
+from speechft.losses.temporal_idm import TemporalIDMLoss
 from speechft.losses.triplet import TripletLoss
 from speechft.losses.vicreg import VICRegLoss
 
@@ -33,6 +34,7 @@ __all__ = [
     "SubCenterArcFaceLoss",
     "SupConLoss",
     "SwappedPredictionLoss",
+    "TemporalIDMLoss",
     "TripletLoss",
     "VICRegLoss",
     "linear_warmup",

@@ -17,6 +17,7 @@ from speechft.reference.sinkhorn import sinkhorn, sinkhorn_center, swapped_predi
 from speechft.reference.soft_dtw import soft_dtw, soft_dtw_from_cost
 from speechft.reference.statistics_pooling import attentive_statistics_pooling, statistics_pooling
 from speechft.reference.sup_con import sup_con
+from speechft.reference.temporal_idm import temporal_idm
 from speechft.reference.triplet import triplet
 from speechft.reference.vicreg import vicreg
 
@@ -41,6 +42,7 @@ __all__ = [
     "statistics_pooling",
     "sup_con",
     "swapped_prediction",
+    "temporal_idm",
     "triplet",
     "vicreg",
 ]

@@ -1,0 +1,3 @@
+#define SPEECHFT_LANES 8
+#define SPEECHFT_SET avx2
+#include "cpu/temporal_idm_kernel.h"
