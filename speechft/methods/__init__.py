@@ -12,10 +12,13 @@ from speechft.methods.combined_config import CombinedConfig
 from speechft.methods.dino import Dino
 from speechft.methods.dino_config import DinoConfig
 from speechft.methods.interventional import Interventional, InterventionalConfig
+from speechft.methods.laser import Laser, LaserConfig
 from speechft.methods.score import Score, ScoreConfig
+from speechft.methods.spin import Spin
+from speechft.methods.spin_config import SpinConfig
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Score, Dino, Classification, Combined, Interventional)
+    kind.name: kind for kind in (Score, Laser, Spin, Dino, Classification, Combined, Interventional)
 }
 
 
@@ -45,10 +48,14 @@ __all__ = [
     "DinoConfig",
     "Interventional",
     "InterventionalConfig",
+    "Laser",
+    "LaserConfig",
     "Method",
     "MethodConfig",
     "MethodOutput",
     "Score",
     "ScoreConfig",
+    "Spin",
+    "SpinConfig",
     "get",
 ]

@@ -116,5 +116,6 @@ def check_numbers(
         if value is not None and not lowest <= value < float("inf"):
             raise ConfigError(f"{name}: wants at least {lowest:g}, got {value}")
     for name in above_0:
-        if not 0 < getattr(config, name) < float("inf"):
-            raise ConfigError(f"{name}: wants a number above 0, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{name}: wants a number above 0, got {value}")
