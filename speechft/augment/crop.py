@@ -37,11 +37,14 @@ class RandomCrop(Augmentation):
               a = \lfloor u (n - m + 1) \rfloor, \qquad y_t = x_{a + t}
 
     with the seconds :math:`s` and the share :math:`u` in [0, 1) drawn, and :math:`r` the sample
-    rate: every place is as likely, and a sample that is not longer passes whole.
+    rate: every place is as likely, and a sample that is not longer passes whole. On a grid of
+    :math:`g` samples :math:`a = g \lfloor u (\lfloor (n - m) / g \rfloor + 1) \rfloor`.
 
     Args:
         seconds: of the crop, or the least and the most, drawn for each sample: from one sample to
             an hour.
+        grid: a crop begins at a multiple of so many samples: with an encoder's hop, frames of the
+            crop are frames of the whole.
         sample_rate: samples in a second.
         p: the probability of a sample to be cut at all.
 
@@ -62,10 +65,22 @@ class RandomCrop(Augmentation):
 
     changes = frozenset({"timing", "content"})
 
-    def __init__(self, seconds: float | Range, *, sample_rate: int = 16000, p: float = 1.0) -> None:
+    def __init__(
+        self,
+        seconds: float | Range,
+        *,
+        grid: int = 1,
+        sample_rate: int = 16000,
+        p: float = 1.0,
+    ) -> None:
         super().__init__(p=p)
         self.sample_rate = check_positive(sample_rate, "sample_rate")
         self.seconds = check_range(seconds, "seconds", 1 / self.sample_rate, _LONGEST)
+        if isinstance(grid, bool) or not isinstance(grid, int):
+            raise ArgumentTypeError("grid", f"wants an integer, got {grid!r}")
+        if grid < 1:
+            raise ArgumentError("grid", f"wants 1 sample or more, got {grid}")
+        self.grid = grid
 
     def parameters_for(self, keys: Tensor) -> Parameters:
         """What these keys (B,) draw, on their device."""
@@ -83,17 +98,22 @@ class RandomCrop(Augmentation):
         self, waveforms: Tensor, lengths: Tensor, parameters: Parameters
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Augmentation`."""
-        steps = (parameters["seconds"] * self.sample_rate).round().to(torch.int64).clamp(min=1)
-        after = torch.where(parameters["applied"], torch.minimum(lengths, steps), lengths)
-        first = _place(parameters["start"], lengths - after)
+        first, after = self.place(lengths, parameters)
         longest = waveforms.shape[1]
         if isinstance(parameters, _Throughout):
             longest = min(longest, _steps(self.seconds[1], self.sample_rate))
         return _cut(waveforms, first, after, longest), after
 
+    def place(self, lengths: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Where crops of samples of these lengths (B,) begin, and how long they are: (B,) each."""
+        steps = (parameters["seconds"] * self.sample_rate).round().to(torch.int64).clamp(min=1)
+        after = torch.where(parameters["applied"], torch.minimum(lengths, steps), lengths)
+        return _place(parameters["start"], (lengths - after) // self.grid) * self.grid, after
+
     def extra_repr(self) -> str:
         """The arguments."""
-        parts = (f"seconds={shown(self.seconds)}", super().extra_repr())
+        grid = "" if self.grid == 1 else f"grid={self.grid}"
+        parts = (f"seconds={shown(self.seconds)}", grid, super().extra_repr())
         return ", ".join(filter(None, parts))
 
 

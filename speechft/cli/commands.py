@@ -199,6 +199,49 @@ def iterate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def units(arguments: Sequence[str]) -> int:
+    """``speechft units --model ... --data ... --output ...``: discrete units of speech."""
+    parser = _plain("units", "Write the discrete units of utterances, one line of JSON each.")
+    model = "a folder that refine spin wrote"
+    parser.add_argument("--model", metavar="FOLDER", required=True, help=model)
+    parser.add_argument("--data", metavar="DATA", required=True, help=_REQUIRED["--data"])
+    parser.add_argument("--output", metavar="FILE", required=True, help="the .jsonl file to write")
+    merged = "runs of the same unit as one, with their durations in frames"
+    parser.add_argument("--merge", action="store_true", help=merged)
+    bad = "what to do with a file that cannot be used"
+    parser.add_argument("--on_bad_audio", choices=["fail", "skip"], default="fail", help=bad)
+    seconds = "of padded speech in a batch"
+    parser.add_argument("--batch_seconds", type=float, default=64.0, help=seconds)
+    parser.add_argument("--device", help="left out: a GPU if there is one")
+    values = _parse_plain(parser, arguments)
+
+    import torch
+
+    from speechft.data import SpeechDataset
+    from speechft.evaluation.units import extract_units, unit_lines, write_units
+    from speechft.methods.refine import read_data
+    from speechft.models import load_units
+
+    _quiet()
+    device = values.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = load_units(values.model, device=device)
+    dataset = SpeechDataset(
+        read_data(values.data),
+        on_bad_audio=values.on_bad_audio,
+        min_samples=found.minimum_samples,
+        sample_rate=found.sample_rate,
+    )
+    of_each = extract_units(found, dataset, batch_seconds=values.batch_seconds)
+    write_units(values.output, unit_lines(dataset.manifest, of_each, merge=values.merge))
+    frames = sum(map(len, of_each))
+    skipped = len(dataset.ledger.skipped)
+    print(
+        f"{len(dataset)} utterances, {frames:,} frames of {found.codes} codes"
+        f"{f', {skipped} rows skipped' if skipped else ''}; written to {values.output}"
+    )
+    return 0
+
+
 def check(arguments: Sequence[str]) -> int:
     """``speechft check DATA``: read every file and say what is there."""
     parser = _plain("check", "Read all audio of a data set and say what is there and what is bad.")
@@ -404,6 +447,7 @@ COMMANDS = {
     "refine": Command("refine a model on unlabelled speech", refine),
     "transfer": Command("train an embedding model for a labelled task, in stages", transfer),
     "iterate": Command("train an embedding model on clusters of unlabelled speech", iterate),
+    "units": Command("write the discrete units of speech, with a model of Spin", units),
     "evaluate": Command("judge an encoder by tasks: phones, query, speaker, ...", evaluate),
     "augment": Command("perturb a file as a run would: hear and see it", augment),
     "grid": Command("make a grid of speech: every voice says every text", grid),

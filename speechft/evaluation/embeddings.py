@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from speechft.data import Manifest, SpeechDataset, collate
+from speechft.data.shards import batches, shards
 from speechft.errors import ArgumentError, AudioError, NonFiniteError
 from speechft.evaluation.conditions import UNCHANGED, Condition
 from speechft.models.encoder import EncoderOutput
@@ -191,12 +192,13 @@ class Embeddings:
             folder.mkdir(parents=True, exist_ok=True)
         found: list[Tensor | None] = [None] * len(dataset)
         bar = _Bar(len(dataset), self.progress, "embedding")
-        for number, shard in enumerate(self._shards(dataset)):
+        rate = self.encoder.sample_rate
+        for number, shard in enumerate(shards(dataset.lengths, _SHARD_SECONDS * rate)):
             file = None if folder is None else folder / f"{number:05d}.safetensors"
             values = None if file is None else _read(file, len(shard))
             if values is None:
                 values = []
-                for batch in self._batches(dataset, shard):
+                for batch in batches(dataset.lengths, shard, self.batch_seconds * rate):
                     values += self._batch(dataset, batch, condition, layers, pool=pool)
                     bar.update(len(batch))
                 if file is not None:
@@ -207,31 +209,6 @@ class Embeddings:
                 found[index] = value
         bar.close()
         return [value for value in found if value is not None]
-
-    def _shards(self, dataset: SpeechDataset) -> Iterator[list[int]]:
-        """Utterances from long to short, so much speech at a time; the same for the same data."""
-        order = torch.argsort(dataset.lengths, descending=True, stable=True).tolist()
-        shard: list[int] = []
-        seconds = 0.0
-        for index in order:
-            shard.append(index)
-            seconds += float(dataset.lengths[index]) / self.encoder.sample_rate
-            if seconds >= _SHARD_SECONDS:
-                yield shard
-                shard, seconds = [], 0.0
-        if shard:
-            yield shard
-
-    def _batches(self, dataset: SpeechDataset, shard: list[int]) -> Iterator[list[int]]:
-        most = self.batch_seconds * self.encoder.sample_rate
-        batch: list[int] = []
-        for index in shard:
-            longest = int(dataset.lengths[(batch or [index])[0]])
-            if batch and longest * (len(batch) + 1) > most:
-                yield batch
-                batch = []
-            batch.append(index)
-        yield batch
 
     def _batch(
         self,

@@ -22,6 +22,8 @@ from speechft.models.encoder import SUPPORTED, Encoder, EncoderOutput
 from speechft.models.loading import load, wrap
 from speechft.models.subspaces import FoldedEncoder, SubspaceModel, load_subspaces
 from speechft.models.tiny import tiny
+from speechft.models.units import UnitHead, UnitModel, Units
+from speechft.models.units_saving import load_units
 
 __all__ = [
     "SUPPORTED",
@@ -32,10 +34,14 @@ __all__ = [
     "EncoderOutput",
     "FoldedEncoder",
     "SubspaceModel",
+    "UnitHead",
+    "UnitModel",
+    "Units",
     "load",
     "load_backbone",
     "load_embedding",
     "load_subspaces",
+    "load_units",
     "make_embedding",
     "tiny",
     "wrap",
