@@ -6,9 +6,11 @@ jsonargparse makes the parser; this adds what it does not have: ``--batch-size``
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from speechft.cli.names import nearest
 
@@ -56,9 +58,54 @@ def parse(parser: Any, arguments: Sequence[str]) -> Any:
             for file in value:
                 _check_keys(Path(file), {name[2:] for name in known if name.startswith("--")})
     try:
-        return parser.parse_args(given)
+        return parser.parse_args(_lists(parser, given))
     except Exception as error:  # jsonargparse raises several kinds
         raise UsageError(" ".join(str(error).split())) from error
+
+
+def _lists(parser: Any, given: Sequence[str]) -> list[str]:
+    """Values of a flag that takes several, ``--objectives score dino``, as one list."""
+    kinds = {
+        option: _alternatives(getattr(action, "_typehint", None))
+        for action in parser._actions
+        for option in action.option_strings
+    }
+    found: list[str] = []
+    position = 0
+    while position < len(given):
+        flag = given[position]
+        position += 1
+        found.append(flag)
+        kind = kinds.get(flag, ())
+        if not any(get_origin(part) is tuple for part in kind):
+            continue
+        last = position
+        while last < len(given) and not given[last].startswith("--"):
+            last += 1
+        values, position = given[position:last], last
+        alone = any(get_origin(part) is not tuple and part is not type(None) for part in kind)
+        as_it_is = len(values) == 1 and (
+            alone or values[0].startswith(("[", "(")) or values[0] in ("null", "None")
+        )
+        if not values or as_it_is:
+            found += values
+        else:
+            found[-1] = f"{flag}=[{', '.join(json.dumps(_plain(value)) for value in values)}]"
+    return found
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types that a type hint allows."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _plain(value: str) -> Any:
+    """A number where it is one."""
+    try:
+        number = json.loads(value)
+    except ValueError:
+        return value
+    return number if isinstance(number, (int, float)) else value
 
 
 def _with_underscores(argument: str) -> str:

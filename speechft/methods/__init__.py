@@ -13,12 +13,23 @@ from speechft.methods.dino import Dino
 from speechft.methods.dino_config import DinoConfig
 from speechft.methods.interventional import Interventional, InterventionalConfig
 from speechft.methods.laser import Laser, LaserConfig
+from speechft.methods.mixture import Mixture, MixtureConfig
 from speechft.methods.score import Score, ScoreConfig
 from speechft.methods.spin import Spin
 from speechft.methods.spin_config import SpinConfig
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Score, Laser, Spin, Dino, Classification, Combined, Interventional)
+    kind.name: kind
+    for kind in (
+        Score,
+        Laser,
+        Spin,
+        Dino,
+        Combined,
+        Interventional,
+        Mixture,
+        Classification,
+    )
 }
 
 
@@ -53,6 +64,8 @@ __all__ = [
     "Method",
     "MethodConfig",
     "MethodOutput",
+    "Mixture",
+    "MixtureConfig",
     "Score",
     "ScoreConfig",
     "Spin",
