@@ -31,7 +31,8 @@ from speechft.methods.dino import Dino
 from speechft.methods.dino_config import DinoConfig
 from speechft.methods.laser import Laser, LaserConfig
 from speechft.methods.score import Score, ScoreConfig
-from speechft.methods.spin import Spin, SpinConfig
+from speechft.methods.spin import Spin
+from speechft.methods.spin_config import SpinConfig
 from speechft.methods.weights import parse_weights
 from speechft.models import EmbeddingSpec, Encoder, EncoderOutput, make_embedding
 from speechft.training.loader import TrainingData
@@ -269,7 +270,7 @@ class Mixture(Method):
 
 def _make(encoder: Encoder, name: str, config: Any, seed: int) -> Method:
     if name in _CONTENT:
-        return _CONTENT[name](encoder, config, seed=seed)  # type: ignore[call-arg, arg-type]
+        return _CONTENT[name](encoder, config, seed=seed)  # type: ignore[call-arg]
     spec = EmbeddingSpec("encoder", size=config.size, pooling=config.pooling, layer=config.layer)
     return Dino(make_embedding(spec, encoder=encoder, seed=seed), config, seed=seed)
 

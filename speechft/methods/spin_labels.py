@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -99,4 +100,7 @@ def pseudo_labels(
         part = file.with_suffix(".part")
         pieces.save(part)
         part.replace(file)
-    return [pieces.labels(row) for row in units]
+    labels = [pieces.labels(row) for row in units]
+    # Processes that decode audio are forked from this one, and use no tokenizer.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return labels

@@ -530,3 +530,25 @@ def test_on_a_gpu(regions: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_same([(a.cpu(), n.cpu()) for a, n in got], expected)
+
+
+def test_on_a_grid_every_place_of_it_is_as_likely():
+    crop = RandomCrop(0.5, grid=30, sample_rate=RATE)
+    count = 4000
+    waveforms = torch.arange(200.0)[None].expand(count, -1)
+    cut, lengths = crop(waveforms, torch.full((count,), 199), keys_of(count))
+    starts = cut[:, 0].to(torch.int64)
+    assert (lengths == 50).all()
+    places, counts = starts.unique(return_counts=True)
+    assert places.tolist() == [0, 30, 60, 90, 120]  # 149 is the last, and not on the grid
+    assert (counts - count / 5).abs().max() < 5 * (count * 0.16) ** 0.5
+    first, after = crop.place(torch.full((count,), 199), crop.parameters_for(keys_of(count)))
+    assert torch.equal(first, starts)
+    assert torch.equal(after, lengths)
+
+
+def test_a_grid_is_a_whole_number():
+    with pytest.raises(ArgumentError, match="grid: wants 1 sample or more, got 0"):
+        RandomCrop(1.0, grid=0)
+    with pytest.raises(ArgumentTypeError, match=r"grid: wants an integer, got 2\.5"):
+        RandomCrop(1.0, grid=2.5)
