@@ -23,6 +23,7 @@ from speechft.data.shards import batches, shards
 from speechft.errors import ArgumentError, AudioError, NonFiniteError
 from speechft.evaluation.conditions import UNCHANGED, Condition
 from speechft.models.encoder import EncoderOutput
+from speechft.models.units import UnitHead
 
 _FORMAT = 2  # of the cache; raised when the same model and data would give something else
 _SHARD_SECONDS = 600  # of speech in a file of the cache: what an interruption can cost
@@ -99,6 +100,7 @@ class Embeddings:
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.layers = tuple(range(encoder.num_layers + 1))
         self.spaces: dict[str, tuple[int, int]] = dict(getattr(encoder, "spaces", {}))
+        self.unit_head: UnitHead | None = getattr(encoder, "unit_head", None)
         self._model_key = model_key(encoder) if self.cache else ""
         self._datasets: dict[str, SpeechDataset] = {}
         self._kept: dict[tuple[Any, ...], list[Tensor]] = {}

@@ -20,15 +20,25 @@ from speechft.evaluation.layouts import EvaluationData, read_evaluation_data
 from speechft.evaluation.log_mel import LogMel
 from speechft.evaluation.result import EvaluationReport
 from speechft.evaluation.tasks import TASKS, Context, Task
-from speechft.models import EmbeddingModel, SubspaceModel, load, load_embedding, load_subspaces
+from speechft.models import (
+    EmbeddingModel,
+    SubspaceModel,
+    UnitModel,
+    load,
+    load_embedding,
+    load_subspaces,
+    load_units,
+)
 from speechft.models.embedding_saving import is_embedding_folder
 from speechft.models.subspaces_saving import is_subspace_folder
+from speechft.models.units import UnitFrames
+from speechft.models.units_saving import is_unit_folder
 from speechft.models.utterances import UtteranceEncoder
 
 
 def evaluate(
     *,
-    model: str | Path | FrameEncoder | EmbeddingModel | SubspaceModel,
+    model: str | Path | FrameEncoder | EmbeddingModel | SubspaceModel | UnitModel,
     tasks: str | Task | Sequence[str | Task],
     data: str | Path | Manifest | EvaluationData = "embedded",
     layout: str = "auto",
@@ -49,7 +59,8 @@ def evaluate(
         model: what :func:`speechft.models.load` takes, ``"log-mel"`` for the features that an
             encoder has to beat, or an encoder. A subspace model (or the folder of one) is judged
             subspace by subspace, beside the pooled features that it starts from; an embedding model
-            (or its folder) by its vectors.
+            (or its folder) by its vectors; an encoder with units (or its folder) as any encoder,
+            and by its units.
         tasks: names in :data:`speechft.evaluation.tasks.TASKS`, or tasks with settings.
         data: ``"embedded"`` for the corpus that ships with speechft, a manifest, a folder in one
             of the official layouts (:mod:`speechft.evaluation.layouts`), or such data.
@@ -158,6 +169,8 @@ def _encoder(
         return encoder.to(place).eval(), str(model), lambda: None
     if isinstance(model, (SubspaceModel, EmbeddingModel)):
         return _encoder(UtteranceEncoder(model), device)
+    if isinstance(model, UnitModel):
+        return _encoder(UnitFrames(model), device)
     before = next((t.device for t in (*model.parameters(), *model.buffers())), place)
     training = {module: module.training for module in model.modules()}
 
@@ -175,4 +188,6 @@ def _load(model: str | Path) -> Any:
         return UtteranceEncoder(load_subspaces(model))
     if is_embedding_folder(model):
         return UtteranceEncoder(load_embedding(model))
+    if is_unit_folder(model):
+        return UnitFrames(load_units(model))
     return load(model)

@@ -10,6 +10,8 @@ from speechft.evaluation.metrics.classification import accuracy, macro_f1, micro
 from speechft.evaluation.metrics.clustering import (
     coverage,
     normalized_mutual_information,
+    perplexity,
+    pnmi,
     purity,
 )
 from speechft.evaluation.metrics.cross_entropy import CrossEntropy, cnxe, min_cnxe
@@ -64,6 +66,8 @@ __all__ = [
     "min_dcf",
     "mtwv",
     "normalized_mutual_information",
+    "perplexity",
+    "pnmi",
     "purity",
     "rank_me",
     "retrieval",

@@ -6,7 +6,13 @@ With :math:`n_{kj}` items of cluster k and class j out of n,
   commonest of their cluster. Clusters of one item each have 1: look at their number as well;
 * **normalised mutual information** is :math:`\frac{2 I(K; J)}{H(K) + H(J)}`, 0 when cluster and
   class are independent, 1 when each determines the other;
+* **phone-normalised mutual information** is :math:`\frac{I(K; J)}{H(J)}`, the share of what there
+  is to know of the class, a phone say, that the cluster tells. Clusters of one item each have 1;
+* **perplexity** is :math:`e^{H(K)}`, how many clusters are in use;
 * **coverage** is the share of items that have a cluster.
+
+For discrete units of speech (Hsu et al., "HuBERT", TASLP 2021) purity of units, with phones for
+classes, is called phone purity; purity of phones, with units for classes, cluster purity.
 
 A label of -1 is of an item that was left out, and a class of -1 is unknown: neither item counts in
 the first two, so they mean little without the third.
@@ -68,6 +74,55 @@ def normalized_mutual_information(labels: ArrayLike, truth: ArrayLike) -> float:
     return float(np.clip(2.0 * information / sum(entropies), 0.0, 1.0))
 
 
+def pnmi(units: ArrayLike, phones: ArrayLike) -> float:
+    """Mutual information of unit and phone over the entropy of phones, 0 to 1.
+
+    Args:
+        units: (N,) integers, one a frame; -1 for left out.
+        phones: (N,) integers; -1 for unknown.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: as :func:`purity`; a single phone, of which there is
+            nothing to know.
+
+    Source: Hsu et al., "HuBERT", TASLP 2021, section IV.D.
+
+    >>> pnmi([7, 7, 2, 2, 5], [0, 0, 1, 1, 1])
+    1.0
+    >>> pnmi([7, 7, 7, 7], [0, 1, 0, 1])
+    0.0
+    """
+    clusters, classes, together = _together(units, phones, ("units", "phones"))
+    of_units, of_phones = (
+        np.bincount(codes, weights=together) / together.sum() for codes in (clusters, classes)
+    )
+    known = _entropy(of_phones)
+    if known == 0.0:
+        raise ArgumentError("phones", "wants two or more, got one: there is nothing to know of it")
+    information = known + _entropy(of_units) - _entropy(together / together.sum())
+    return float(np.clip(information / known, 0.0, 1.0))
+
+
+def perplexity(labels: ArrayLike) -> float:
+    """The exponential of the entropy of clusters: how many are in use, were all used alike.
+
+    Args:
+        labels: (N,) integers, the clusters; -1 for left out.
+
+    Raises:
+        ArgumentTypeError: something other than integers.
+        ArgumentError: a wrong shape, or no item in a cluster.
+
+    >>> round(perplexity([0, 0, 1, 1, 4, 4, -1]), 6)
+    3.0
+    """
+    found = _checked(labels, "labels")
+    if not (found >= 0).any():
+        raise ArgumentError("labels", "wants an item with a cluster, got none")
+    counts = np.unique(found[found >= 0], return_counts=True)[1]
+    return float(np.exp(_entropy(counts / counts.sum())))
+
+
 def coverage(labels: ArrayLike) -> float:
     """Share of items that were put into a cluster, 0 to 1.
 
@@ -85,18 +140,19 @@ def coverage(labels: ArrayLike) -> float:
 
 
 def _together(
-    labels: ArrayLike, truth: ArrayLike
+    labels: ArrayLike, truth: ArrayLike, names: tuple[str, str] = ("labels", "truth")
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Of each pair of cluster and class that occurs: both, from 0, and how often.
 
     Pairs that do not occur are most of them, so there is no table.
     """
-    found, true = _checked(labels, "labels"), _checked(truth, "truth")
+    found, true = _checked(labels, names[0]), _checked(truth, names[1])
     if len(true) != len(found):
-        raise ArgumentError("truth", f"wants one a label, {len(found)}, got {len(true)}")
+        wanted = f"one a {names[0].removesuffix('s')}, {len(found)}"
+        raise ArgumentError(names[1], f"wants {wanted}, got {len(true)}")
     counts = (found >= 0) & (true >= 0)
     if not counts.any():
-        raise ArgumentError("labels", "wants an item with a cluster and a class, got none")
+        raise ArgumentError(names[0], "wants an item with a cluster and a class, got none")
     clusters = np.unique(found[counts], return_inverse=True)[1]
     classes = np.unique(true[counts], return_inverse=True)[1]
     width = int(classes.max()) + 1

@@ -9,11 +9,13 @@ from speechft.evaluation.tasks.query import Query
 from speechft.evaluation.tasks.speaker import Speaker
 from speechft.evaluation.tasks.spread import Spread
 from speechft.evaluation.tasks.transcription import Transcription
+from speechft.evaluation.tasks.units import Units
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         Phones, Transcription, Query, Retrieval, ABX, Speaker, Keyword, Label, Leakage, Spread,
+        Units,
     )
 }  # fmt: skip
 """Every task by its name."""
@@ -32,4 +34,5 @@ __all__ = [
     "Spread",
     "Task",
     "Transcription",
+    "Units",
 ]
