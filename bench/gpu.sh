@@ -82,7 +82,7 @@ stage tests-contract 60 "$python" -m pytest -q --maxfail=10 -k "cuda or triton" 
     tests/functional
 stage bench-soft_dtw 60 "$python" -m speechft.bench soft_dtw --quick --device cuda --output "$out"
 for op in info_nce nt_xent sup_con barlow_twins dino sinkhorn statistics_pooling \
-    attentive_statistics_pooling; do
+    attentive_statistics_pooling temporal_idm; do
     stage "bench-$op" 18 "$python" -m speechft.bench "$op" --device cuda --output "$out"
 done
 finish

@@ -28,6 +28,7 @@ OPS = (
     "sinkhorn",
     "statistics_pooling",
     "attentive_statistics_pooling",
+    "temporal_idm",
     "augment",
 )
 

@@ -33,7 +33,7 @@ def problem(
         shape: (B, T, D).
         dtype: of the frames.
         kind: ``"near"``: a slow walk far from 0, with some frames twice; ``"split"``: two clusters
-            farther apart than the margin; ``"large"`` or ``"small"`` numbers.
+            farther apart than the margin.
     """
     B, T, D = shape
     generator = torch.Generator().manual_seed(T + D)
@@ -43,7 +43,6 @@ def problem(
         x[:, 1::5] = x[:, : x[:, 1::5].shape[1] * 5 : 5]
     if kind == "split":
         x[:, T // 2 :] += 3
-    x *= {"large": 1e30, "small": 1e-30}.get(kind, 1.0)
     x = x.to(dtype)
     lengths = torch.randint(1, T + 1, (B,), generator=generator)
     lengths[0] = T
@@ -61,8 +60,7 @@ def assert_as_exact(value: Tensor, same: Tensor, truth: Tensor, epsilon: float, 
     value, same = value.cpu().double(), same.double()
     assert torch.isfinite(value).all(), f"{what} is not finite"
     for name, size in (("rms", rms), ("largest", largest)):
-        allowed = size(same - truth)
-        bound = 2 * (allowed if allowed == allowed else 0.0) + 4 * epsilon * size(truth)
+        bound = 2 * size(same - truth) + 4 * epsilon * size(truth)
         error = size(value - truth)
         assert error <= bound, f"{what}: {name} error {error:.3e}, allowed {bound:.3e}"
 
@@ -131,9 +129,27 @@ def test_settings(device: str, near: int, margin: float) -> None:
 
 
 @on_each_device
-@pytest.mark.parametrize("kind", ["near", "split", "large", "small"])
+@pytest.mark.parametrize("kind", ["near", "split"])
 def test_frames_of_each_kind(device: str, kind: str) -> None:
     on(device, check, shape=(2, 140, 9), kind=kind, near=1)
+
+
+def check_scale(*, device: str, exponent: int) -> None:
+    from speechft.kernels import temporal_idm as kernels
+
+    x, lengths = (t.to(device) for t in problem((2, 70, 9), torch.float32))
+    factor = 2.0**exponent
+    value, gradient = kernels.temporal_idm(x, lengths, 1, 1.0, True)
+    of_scaled = kernels.temporal_idm(factor * x, lengths, 1, factor, True)
+    assert torch.equal(of_scaled[0], factor * value)
+    assert torch.equal(of_scaled[1], gradient)
+
+
+@on_each_device
+@pytest.mark.parametrize("exponent", [-100, 100])
+def test_squares_out_of_range(device: str, exponent: int) -> None:
+    """Frames and margin times a power of two: bit for bit the same."""
+    on(device, check_scale, exponent=exponent)
 
 
 @on_each_device
@@ -151,13 +167,11 @@ def test_a_sequence_at_a_time(device: str) -> None:
 @on_each_device
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["", "near", "split", "large", "small"])
+@pytest.mark.parametrize("kind", ["", "near", "split"])
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 300, 130)], ids=str)
 def test_each_shape_of_each_kind(
     device: str, shape: tuple[int, int, int], kind: str, dtype: torch.dtype
 ) -> None:
-    if dtype == torch.float16 and kind in ("large", "small"):
-        return  # out of its range
     on(device, check, shape=shape, kind=kind, dtype=dtype, near=2)
 
 
