@@ -1,6 +1,7 @@
 """The command line: arguments to calls, and nothing else.
 
-``speechft refine METHOD``, ``speechft transfer``, ``speechft iterate``, ``speechft evaluate``,
+``speechft refine METHOD``, ``speechft transfer``, ``speechft two-step``, ``speechft iterate``,
+``speechft evaluate``,
 ``speechft grid``, ``speechft augment``, ``speechft export``, ``speechft check``,
 ``speechft bench``, ``speechft doctor``. Exit codes: 0 done, 2 usage, 3 bad data, 4
 diverged, collapsed or not trainable, 75 stopped by a signal and saved.

@@ -172,6 +172,38 @@ def transfer(arguments: Sequence[str]) -> int:
     return 0
 
 
+def two_step(arguments: Sequence[str]) -> int:
+    """``speechft two-step --model ... --data ... --label ... --output ...``."""
+    from speechft.methods.two_step import TwoStepConfig
+
+    parser = make_parser(
+        "two-step", "Tune by combined losses, then an adapter; beside it end to end; judge both."
+    )
+    models = "what refine takes, or xvector, ecapa-512, ecapa-1024, resnet34 (from scratch)"
+    parser.add_argument("--model", type=str, required=True, help=models)
+    data = "'embedded', a manifest, or a folder in an official layout"
+    parser.add_argument("--data", type=str, required=True, help=data)
+    parser.add_argument("--output", type=str, required=True, help=_REQUIRED["--output"])
+    parser.add_argument("--layout", type=str, default="auto", help="of the data")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
+    parser.add_class_arguments(TwoStepConfig)
+    values = vars(parse(parser, arguments))
+
+    from speechft.methods.two_step import two_step as run
+
+    _quiet()
+    report = run(
+        model=values["model"],
+        data=values["data"],
+        output=values["output"],
+        config=_pick(TwoStepConfig, values),
+        layout=values["layout"],
+        device=values["device"],
+    )
+    print(f"{report}\n\nwritten to {values['output']}: two_step.json and the models")
+    return 0
+
+
 def iterate(arguments: Sequence[str]) -> int:
     """``speechft iterate --model ... --data ... --output ...``: pseudo-labels, in rounds."""
     from speechft.methods.iteration import IterationConfig
@@ -446,6 +478,7 @@ def _parse_plain(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespac
 COMMANDS = {
     "refine": Command("refine a model on unlabelled speech", refine),
     "transfer": Command("train an embedding model for a labelled task, in stages", transfer),
+    "two-step": Command("tune by combined losses and an adapter, beside end to end", two_step),
     "iterate": Command("train an embedding model on clusters of unlabelled speech", iterate),
     "units": Command("write the discrete units of speech, with a model of Spin", units),
     "evaluate": Command("judge an encoder by tasks: phones, query, speaker, ...", evaluate),

@@ -74,7 +74,7 @@ def hold_out(
         held = _each(classes, share, seed, least)
     parts = Parts([row for row in rows if row not in held], sorted(held))
     if label is not None:
-        _check(parts, classes, label, groups, least)
+        _check(parts, classes, label, groups=groups, part=part, least=least)
     return parts
 
 
@@ -113,20 +113,29 @@ def _groups(
 
 
 def _check(
-    parts: Parts, classes: Sequence[Value], label: str, groups: str | None, least: int
+    parts: Parts,
+    classes: Sequence[Value],
+    label: str,
+    *,
+    groups: str | None,
+    part: str | None,
+    least: int,
 ) -> None:
     """Every class is on both sides, or the figure would be of other classes than the training."""
     fit = Counter(classes[row] for row in parts.fit if classes[row] is not None)
     held = {classes[row] for row in parts.held}
     of_whom = "" if groups is None else f" of another {groups}"
     for value in sorted({c for c in classes if c is not None}, key=str):
+        if fit[value] < least:
+            raise ConfigError(
+                f"validation: of {label} {value!r} {fit[value]} are left to train on; wants {least}"
+            )
+        if value not in held and part is not None:
+            raise ConfigError(
+                f"validation: no utterance of {label} {value!r} is in the validation part"
+            )
         if value not in held:
             raise ConfigError(
                 f"validation: no utterance of {label} {value!r} can be held out and {least} be "
                 f"left to train on; give more{of_whom}, or set validation to 0"
-            )
-        if fit[value] < least:
-            raise ConfigError(
-                f"validation: {label} {value!r} is held out and has {fit[value]} utterances to "
-                f"train on; wants {least}"
             )

@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from speechft.evaluation.splits import Split, random_split
 from speechft.methods.classification import ClassificationConfig
 from speechft.methods.prediction import predict
 from speechft.methods.refine import refine
+from speechft.methods.resuming import check_same, digests
 from speechft.methods.stages import Stage, override, read_stages
 from speechft.methods.transfer_report import Cell, TransferReport
 from speechft.models.classifier import HeadKind, load_classifier
@@ -123,7 +123,7 @@ def transfer(
     config = config or TransferConfig()
     stages = read_stages(config.stages)
     cells = _cells(stages, grid or {})
-    read = data if isinstance(data, EvaluationData) else _read(data, layout)
+    read = data if isinstance(data, EvaluationData) else read_named(data, layout)
     label = config.label or read.label or "speaker"
     config = replace(config, label=label)
     folder = Path(output)
@@ -159,7 +159,8 @@ def _cells(
     return [(each, override(stages, each)) for each in settings]
 
 
-def _read(data: str | Path | Manifest, layout: str) -> EvaluationData:
+def read_named(data: str | Path | Manifest, layout: str) -> EvaluationData:
+    """Data in a layout; a manifest is named after its file."""
     read = read_evaluation_data(data, layout=layout)
     source = data.source if isinstance(data, Manifest) else data
     named = read.name == "manifest" and source is not None
@@ -185,7 +186,7 @@ def _classes(
     order = sorted({str(row.label(str(config.label))) for row in manifest})
     answers: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for fold, split in enumerate(splits):
-        last = _train(model, _rows(manifest, split.fit), config, stages, place / f"fold-{fold}",
+        last = _train(model, rows_of(manifest, split.fit), config, stages, place / f"fold-{fold}",
                       seed, device)  # fmt: skip
         classifier = load_classifier(last)
         if device != "cpu" and torch.cuda.is_available():
@@ -195,7 +196,7 @@ def _classes(
         number = torch.tensor([*known, len(order)])
         for part, rows in (("validation", split.validation), ("test", split.test)):
             found = predict(
-                classifier, _rows(manifest, rows), chunk_seconds=_chunk(stages[-1]),
+                classifier, rows_of(manifest, rows), chunk_seconds=_chunk(stages[-1]),
                 aggregate=config.aggregate,
             )  # fmt: skip
             truth, guesses = answers.setdefault(part, ([], []))
@@ -289,7 +290,7 @@ def _speaker_parts(data: EvaluationData, label: str, seed: int) -> dict[str, Man
     two = 2 / count
     split: Split = random_split(speakers, seed, validation=max(0.15, two), test=max(0.25, two))
     return {
-        part: _rows(manifest, rows)
+        part: rows_of(manifest, rows)
         for part, rows in zip(
             ("train", "validation", "test"), (split.fit, split.validation, split.test), strict=True
         )
@@ -346,9 +347,9 @@ def train_stages(
         folder = place / f"stage-{number}"
         settings = stage.config(base)
         training = stage.training(len(manifest), seed=seed, device=device)
-        what = {**asdict(settings), **asdict(training), **_digests(start, manifest, base.label)}
+        what = {**asdict(settings), **asdict(training), **digests(start, manifest, base.label)}
         del what["device"]
-        _check_same(folder, what)
+        check_same(folder, what)
         if not (folder / "report.json").exists():
             if number > 1:
                 settings = replace(settings, start_head=str(start))
@@ -362,39 +363,13 @@ def train_stages(
     return start
 
 
-def _digests(model: str | Path, manifest: Manifest, label: str) -> dict[str, str]:
-    """What stands for a model, and for labelled utterances."""
-    rows = [(row.id, row.start, row.end, row.label(label)) for row in manifest]
-    weights = Path(model) / "model.safetensors"
-    return {
-        "model": sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(model),
-        "utterances": sha256(repr(rows).encode()).hexdigest(),
-    }
-
-
-def _check_same(folder: Path, what: Mapping[str, Any]) -> None:
-    """Keep what a stage is trained with, or see that it is what was kept: figures are of that."""
-    path, now = folder / "stage.json", json.loads(json.dumps(what))
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        return
-    then = json.loads(path.read_text(encoding="utf-8"))
-    other = [name for name in now if then.get(name) != now[name]]
-    if other:
-        name = other[0]
-        raise ConfigError(
-            f"output: {folder} holds a run with other settings ({name} was {then.get(name)!r} and "
-            f"is {now[name]!r}); choose another folder, or remove it"
-        )
-
-
 def _chunk(stage: Stage) -> float | None:
     chunk = stage.chunk_seconds
     return sum(chunk) / 2 if isinstance(chunk, tuple) else chunk
 
 
-def _rows(manifest: Manifest, rows: Sequence[int]) -> Manifest:
+def rows_of(manifest: Manifest, rows: Sequence[int]) -> Manifest:
+    """Some utterances of a manifest."""
     return Manifest([manifest[row] for row in rows], source=manifest.source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,16 @@ class TestHoldOut:
             Utterance(row.id, row.audio, factors={**row.factors, "part": "validation"})
             for row in manifest(*rows)
         )
-        with pytest.raises(ConfigError, match="mood 'bright' is held out and has 0 utterances"):
+        with pytest.raises(ConfigError, match="of mood 'bright' 0 are left to train on"):
+            hold_out(named, "mood", share=0.1, part="part")
+        rows = [("a", "dark"), ("b", "bright"), ("c", "dark")]
+        named = Manifest(
+            replace(
+                row, factors={**row.factors, "part": "validation"} if number == 2 else row.factors
+            )
+            for number, row in enumerate(manifest(*rows))
+        )
+        with pytest.raises(ConfigError, match="no utterance of mood 'bright' is in the validation"):
             hold_out(named, "mood", share=0.1, part="part")
 
     def test_a_group_that_is_not_known(self):
