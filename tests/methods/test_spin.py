@@ -141,6 +141,12 @@ def test_new_weights_are_those_of_the_seed():
     assert not torch.equal(one.loss.codebook, other.loss.codebook)
 
 
+def test_ranks_assign_their_frames_together(monkeypatch):
+    assert Spin(models.tiny(), SMALL).loss.gather is False
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Spin(models.tiny(), SMALL).loss.gather is True
+
+
 @pytest.mark.parametrize(
     "bad",
     [
