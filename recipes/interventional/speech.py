@@ -122,11 +122,13 @@ def join(manifest: Path, parts: dict[str, Path]) -> None:
     write_manifest(Manifest(rows), manifest)
 
 
-def train(work: Path, texts: list[str], names: list[str], manifest: Path) -> None:
+def train(
+    work: Path, texts: list[str], names: list[str], manifest: Path, *, blocks: int = BLOCKS
+) -> None:
     """The blocks, joined."""
     rng = random.Random(1)
     voices = []
-    for number in range(BLOCKS * SIDE):
+    for number in range(blocks * SIDE):
         tract = rng.uniform(0.83, 1.2)
         how = {
             "number": number, "variant": f"en-us+{names[number % len(names)]}", "tract": tract,
@@ -136,7 +138,7 @@ def train(work: Path, texts: list[str], names: list[str], manifest: Path) -> Non
         voices.append(json.dumps(how))
     rng.shuffle(voices)
     made = {}
-    for block in range(BLOCKS):
+    for block in range(blocks):
         part = slice(block * SIDE, (block + 1) * SIDE)
         folder = work / "train" / str(block)
         make_grid(GridSpec(texts[part], voices[part]), ChangedVoices(), folder)

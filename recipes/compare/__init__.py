@@ -1,0 +1,1 @@
+"""All methods on one encoder, beside each other."""
