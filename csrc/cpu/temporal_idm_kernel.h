@@ -20,6 +20,8 @@ using speechft::cpu::TILE;
 constexpr int64_t ROWS = W >= 16 ? 4 : W >= 4 ? 2 : 1, COLUMNS = W / ROWS;
 // Columns whose frames stay in the first cache while the rows pass by.
 constexpr int64_t STRIPE = 16;
+// Vectors of features whose squares are summed by themselves, for long sums to lose no digits.
+constexpr int64_t CHAIN = 8;
 // Rows whose gradients are held in registers.
 constexpr int64_t HELD = 4;
 // From one vector of features to the next: one frame more than the tile has, for else they would
@@ -45,26 +47,33 @@ void square(const float* a, const float* b, int64_t count, float* squares) {
   for (int64_t stripe = 0; stripe < TILE; stripe += STRIPE)
     for (int64_t i = 0; i < TILE; i += ROWS)
       for (int64_t j = stripe; j < stripe + STRIPE; j += COLUMNS) {
-        F sums[W];
-        for (int k = 0; k < W; ++k) sums[k] = splat(0.0f);
+        F totals[W];
+        for (int k = 0; k < W; ++k) totals[k] = splat(0.0f);
         const float *of_a = a + i * W, *of_b = b + j * W;
-        for (int64_t v = 0; v < count; ++v, of_a += PITCH, of_b += PITCH) {
-          F rows[ROWS], columns[COLUMNS];
+        for (int64_t first = 0; first < count; first += CHAIN) {
+          F sums[W];
+          for (int k = 0; k < W; ++k) sums[k] = splat(0.0f);
+          const int64_t end = std::min(first + CHAIN, count);
+          for (int64_t v = first; v < end; ++v, of_a += PITCH, of_b += PITCH) {
+            F rows[ROWS], columns[COLUMNS];
 #pragma GCC unroll 16
-          for (int k = 0; k < ROWS; ++k) rows[k] = load(of_a + k * W);
+            for (int k = 0; k < ROWS; ++k) rows[k] = load(of_a + k * W);
 #pragma GCC unroll 16
-          for (int k = 0; k < COLUMNS; ++k) columns[k] = load(of_b + k * W);
+            for (int k = 0; k < COLUMNS; ++k) columns[k] = load(of_b + k * W);
 #pragma GCC unroll 16
-          for (int k = 0; k < W; ++k) {
-            const F d = rows[k / COLUMNS] - columns[k % COLUMNS];
-            sums[k] += d * d;
+            for (int k = 0; k < W; ++k) {
+              const F d = rows[k / COLUMNS] - columns[k % COLUMNS];
+              sums[k] += d * d;
+            }
           }
+#pragma GCC unroll 16
+          for (int k = 0; k < W; ++k) totals[k] += sums[k];
         }
-        transpose(sums);
+        transpose(totals);
         for (int step = W / 2; step; step /= 2)
-          for (int k = 0; k < step; ++k) sums[k] += sums[k + step];
+          for (int k = 0; k < step; ++k) totals[k] += totals[k + step];
         float found[W];
-        store(found, sums[0]);
+        store(found, totals[0]);
         for (int64_t k = 0; k < ROWS; ++k)
           std::copy(found + k * COLUMNS, found + (k + 1) * COLUMNS, squares + (i + k) * TILE + j);
       }

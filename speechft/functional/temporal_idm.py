@@ -90,8 +90,9 @@ def temporal_idm(
 
     Memory beyond inputs and outputs: one float32 copy of ``x`` as gradient; on the CPU a tile of
     64 x 64 pairs and four of its frames a thread, and a float32 copy of inputs that are in half
-    precision or not contiguous; on a GPU a copy of ``x`` and, for the gradient, 64 MiB of weights
-    of pairs, or those of one sequence, 4 T^2 bytes, if that is more.
+    precision or not contiguous; on a GPU a copy of ``x`` (two, where
+    features do not lie side by side) and, for the gradient, 64 MiB of weights of pairs, or those of
+    one sequence, 4 T^2 bytes, if that is more.
 
     Source: Meghanani & Hain, "LASER", Interspeech 2024; contrastive-IDM: Haresh et al., "Learning
     by Aligning Videos in Time", CVPR 2021.

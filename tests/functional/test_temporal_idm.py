@@ -115,8 +115,17 @@ class TestReference:
 
 
 # (B, T, D): one of everything; tails of vectors; whole tiles; several of them, an odd and an even
-# number, with tails.
-SHAPES = [(2, 1, 3), (3, 2, 1), (3, 9, 17), (2, 64, 16), (3, 65, 7), (2, 150, 40), (1, 200, 5)]
+# number, with tails; long sums.
+SHAPES = [
+    (2, 1, 3),
+    (3, 2, 1),
+    (3, 9, 17),
+    (2, 64, 16),
+    (3, 65, 7),
+    (2, 150, 40),
+    (1, 200, 5),
+    (1, 70, 530),
+]
 
 
 def assert_accurate(backend: str, x: Tensor, n: Tensor | None, **options) -> None:
@@ -177,6 +186,11 @@ class TestAccuracy:
         direct = (distances(x) - exact).abs() / exact
         assert direct[exact > 0].max() < 1e-6
 
+    def test_many_features_that_differ_alike(self, backend):
+        """Each square is rounded in the same way by a sum that grows: 62 epsilons, one by one."""
+        x = sequences(16, 2, 1).expand(16, 2, 4096)
+        assert_accurate(backend, x, None, sigma=1.0)
+
     def test_equal_frames(self, backend):
         x = sequences(1, 1, 6).expand(2, 80, 6)
         leaf = x.to(device_of(backend)).requires_grad_()
@@ -188,9 +202,10 @@ class TestAccuracy:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, backend, dtype):
-        x = walks(3, 90, 12, step=0.2).to(dtype)
-        assert F.temporal_idm(x.to(device_of(backend))).dtype == torch.float32
-        assert_accurate(backend, x, lengths(3, 90), sigma=1.0)
+        for x in (walks(3, 90, 12, step=0.2), sequences(3, 90, 300)):
+            x = x.to(dtype)
+            assert F.temporal_idm(x.to(device_of(backend))).dtype == torch.float32
+            assert_accurate(backend, x, lengths(3, 90), sigma=1.0, margin=1.1)
 
     def test_frames_beyond_the_margin_have_no_part(self, backend):
         """Two clusters: tiles of pairs with no weight, and tiles in which few have one."""

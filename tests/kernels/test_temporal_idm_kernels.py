@@ -33,7 +33,7 @@ def problem(
         shape: (B, T, D).
         dtype: of the frames.
         kind: ``"near"``: a slow walk far from 0, with some frames twice; ``"split"``: two clusters
-            farther apart than the margin.
+            farther apart than the margin; ``"alike"``: features that are the same.
     """
     B, T, D = shape
     generator = torch.Generator().manual_seed(T + D)
@@ -43,6 +43,8 @@ def problem(
         x[:, 1::5] = x[:, : x[:, 1::5].shape[1] * 5 : 5]
     if kind == "split":
         x[:, T // 2 :] += 3
+    if kind == "alike":
+        x = x[..., :1].expand(shape)
     x = x.to(dtype)
     lengths = torch.randint(1, T + 1, (B,), generator=generator)
     lengths[0] = T
@@ -134,6 +136,12 @@ def test_frames_of_each_kind(device: str, kind: str) -> None:
     on(device, check, shape=(2, 140, 9), kind=kind, near=1)
 
 
+@on_each_device
+def test_sums_of_many_squares(device: str) -> None:
+    """Each is rounded in the same way by a sum that grows."""
+    on(device, check, shape=(2, 2, 600), kind="alike", near=1)
+
+
 def check_scale(*, device: str, exponent: int) -> None:
     from speechft.kernels import temporal_idm as kernels
 
@@ -189,13 +197,6 @@ def launches_of(
     return launches
 
 
-def assert_compile_without_spills(launches: list[Any], **arguments: Any) -> None:
-    for launch in launches:
-        for usage in launch.assert_compiles_without_spills(**arguments):
-            # Three blocks of 128 threads, of the 65536 registers of a multiprocessor.
-            assert usage.registers <= 168, f"{launch.kernel.__name__}: {usage}"
-
-
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_kernels_compile_and_spill_nothing(dtype: torch.dtype) -> None:
@@ -203,7 +204,11 @@ def test_kernels_compile_and_spill_nothing(dtype: torch.dtype) -> None:
     # 64 weights of 512 x 512 are 64 MiB, in one go.
     assert [it.kernel.__name__ for it in launches] == ["pairs_kernel", "gradient_kernel"]
     assert [it.grid for it in launches] == [(64 * 8 * 8,), (64 * 8 * 4,)]
-    assert_compile_without_spills(launches)
+    for launch in launches:
+        for usage in launch.assert_compiles_without_spills():
+            # Three blocks of 128 threads, of the 65536 registers of a multiprocessor; or two.
+            most_registers = 168 if usage.capability >= 90 else 255
+            assert usage.registers <= most_registers, f"{launch.kernel.__name__}: {usage}"
 
 
 @needs_compiler
@@ -215,6 +220,5 @@ def test_kernels_compile_and_spill_nothing(dtype: torch.dtype) -> None:
 def test_kernels_compile_for_each_shape(
     dtype: torch.dtype, shape: tuple[int, int, int], transposed: bool, gradient: bool
 ) -> None:
-    assert_compile_without_spills(
-        launches_of(shape, dtype, gradient=gradient, transposed=transposed)[:2]
-    )
+    for launch in launches_of(shape, dtype, gradient=gradient, transposed=transposed)[:2]:
+        launch.assert_compiles_without_spills()
