@@ -297,6 +297,19 @@ class TestIntegration:
         x = walks(batch, 300, 12, step=0.1).to(device_of(backend))
         assert_deterministic(lambda x: F.temporal_idm(x, sigma=1, reduction="none"), (x,))
 
+    def test_threads_change_no_bit(self):
+        """Blocks of frames that meet twice in a round would be added to by two threads at once."""
+        x = walks(2, 520, 12, step=0.05)
+        threads, found = torch.get_num_threads(), []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            leaf = x.clone().requires_grad_()
+            value = F.temporal_idm(leaf, [520, 300], sigma=1, reduction="none")
+            found.append((value.detach(), torch.autograd.grad(value.sum(), leaf)[0]))
+        torch.set_num_threads(threads)
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
     def test_the_value_is_the_same_bits_without_a_gradient(self, backend):
         x = walks(3, 200, 12, step=0.1).to(device_of(backend))
         with_gradient = F.temporal_idm(x.clone().requires_grad_())
