@@ -72,6 +72,7 @@ class TwoStepConfig:
         folds: leave out the groups in so many parts, drawn by the seed, rather than one by one.
         losses, mining, each, margin, barlow_lambda, temperature, dropout, size: of step one; see
             :class:`speechft.methods.CombinedConfig`.
+        end_to_end_dropout: of what is pooled, in end-to-end tuning.
         layer, tuned_layers: of the model, for both ways; None: a weighting of all, and all.
         adapter_size: of step two; see :class:`speechft.methods.ClassificationConfig`.
         steps, adapter_steps: updates of step one and of step two; end-to-end tuning has as many as
@@ -99,6 +100,7 @@ class TwoStepConfig:
     barlow_lambda: float = 5.1e-4
     temperature: float = 0.1
     dropout: float = 0.5
+    end_to_end_dropout: float = 0.5
     size: int = 64
     layer: int | None = None
     tuned_layers: int | None = 2
@@ -145,7 +147,7 @@ class TwoStepConfig:
             augmentation="none", part=PART, pooling="mean", layer=self.layer, affine="none",
             tuned_layers=self.tuned_layers if whole else None,
             adapter_size=0 if whole else self.adapter_size,
-            dropout=self.dropout if whole else 0.0,
+            dropout=self.end_to_end_dropout if whole else 0.0,
         )  # fmt: skip
 
     def training(self, steps: int, rate: float, *, seed: int, device: Any) -> TrainingSettings:
