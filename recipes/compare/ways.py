@@ -75,7 +75,7 @@ WAYS: dict[str, Way] = {
     "LASER": Way("laser", LaserConfig()),
     "Spin": Way("spin", SPIN),
     "DINO": Way(
-        "dino", DINO,
+        "dino", DINO, {"steps": 2 * STEPS},
         frames=lambda folder: load(folder / "encoder"), vectors=load_embedding,
     ),
     "combined": Way(
@@ -91,7 +91,7 @@ WAYS: dict[str, Way] = {
     ),
     "SCORE + DINO": Way(
         "mixture",
-        MixtureConfig(("score:1.0", "dino:0.1"), dino=DINO),
+        MixtureConfig(("score:1.0", "dino:0.01"), dino=DINO),
         vectors=lambda folder: load_embedding(folder / "dino"),
     ),
 }  # fmt: skip
