@@ -60,16 +60,11 @@ def rows_of(every: Mapping[str, Sequence[Mapping[str, float]]], untuned: str) ->
 
 def table(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     """As Markdown."""
-    head = [
-        "",
-        "is told",
-        *(heading for heading, _, _ in COLUMNS.values()),
-        "audio, s",
-        "processor, s",
-    ]
+    head = ["", "is told", "seeds", *(heading for heading, _, _ in COLUMNS.values())]
+    head += ["audio, s", "processor, s"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        cells = [row.name, labels.get(row.name, "")]
+        cells = [row.name, labels.get(row.name, ""), f"{len(row.figures['phones'].values)}"]
         for key, (_, percent, _) in COLUMNS.items():
             cells.append(_text(row.figures[key], percent) + row.mark(key))
         for key in ("audio", "processor"):
@@ -105,8 +100,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axis.plot(values, [place] * len(values), "o", color="black", markersize=3)
         axis.axvline(0, color="black", linewidth=0.8)
         wanted = {True: "higher is better", False: "lower is better", None: "no direction"}[better]
-        unit = "points" if percent else "MTWV"
-        axis.set_title(f"{heading}: change, {unit}\n({wanted})", fontsize=9)
+        unit = ", in points" if percent else ""
+        axis.set_title(f"change of {heading}{unit}\n({wanted})", fontsize=9)
         axis.set_yticks(range(len(ways)), [row.name for row in ways], fontsize=9)
         axis.tick_params(axis="x", labelsize=8)
     axes.flat[0].invert_yaxis()

@@ -30,6 +30,7 @@ from speechft.augment import (
     SomeOf,
     Speed,
     make_keys,
+    rooms,
 )
 from speechft.augment.chain import load_chain, operations
 from speechft.augment.parameters import Parameters
@@ -273,3 +274,16 @@ def test_parameters_are_counted_as_errors_count():
     drawn = chain.parameters_for(make_keys(0, 0, torch.arange(2)))
     assert isinstance(drawn, Parameters)
     assert drawn.flat()["1.1.decibels"].tolist() == [3, 3]
+
+
+def test_simulated_rooms_are_the_same_on_any_number_of_threads():
+    """A grid is known by a digest of them."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            rooms.simulate_rooms.cache_clear()
+            found.append(RoomBank.simulated(2).responses)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)

@@ -41,7 +41,7 @@ def test_table_and_picture(tmp_path):
     rows = rows_of({"untuned": runs(), "SCORE": runs(phones=[0.03, 0.02, 0.03])}, "untuned")
     lines = table(rows, {"SCORE": "nothing"}).splitlines()
     assert len(lines) == 4
-    assert lines[3].startswith("| SCORE | nothing | 53.7 ± ")
+    assert lines[3].startswith("| SCORE | nothing | 3 | 53.7 ± ")
     assert "▲" in lines[3]
     draw(rows, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 10_000
