@@ -92,9 +92,7 @@ class Dino(Method):
     source = "Cho et al., DINO for utterances, IEEE JSTSP 2022"
     Config = DinoConfig
     presets = PRESETS
-    remedy = (
-        "lower the learning rate or the teacher's temperature, or raise the teacher's momentum"
-    )
+    remedy = "lower the learning rate or the teacher's temperature, or raise the teacher's momentum"
     training_defaults: ClassVar[Mapping[str, Any]] = PRESETS["cho"]["training"]
 
     def __init__(
