@@ -130,6 +130,24 @@ class Method(Trainable):
         return [name for name, p in self.encoder.hf_model.named_parameters() if p.requires_grad]
 
 
+def check_numbers(
+    config: Any, *, at_least: Mapping[str, float] | None = None, above_0: tuple[str, ...] = ()
+) -> None:
+    """Refuse settings that are out of range.
+
+    Raises:
+        ConfigError: with the name of the first.
+    """
+    for name, lowest in (at_least or {}).items():
+        value = getattr(config, name)
+        if value is not None and not lowest <= value < float("inf"):
+            raise ConfigError(f"{name}: wants at least {lowest:g}, got {value}")
+    for name in above_0:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{name}: wants a number above 0, got {value}")
+
+
 def read_preset(kind: type[Method], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """See :meth:`Method.preset`."""
     if name in kind.presets:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from speechft.augment import RandomCrop
 from speechft.errors import ConfigError, SpeechftError
-from speechft.methods.content import check_numbers
+from speechft.methods.base import check_numbers
 from speechft.methods.dino_parts import AUGMENTATIONS
 from speechft.methods.selection import SelectionConfig
 from speechft.methods.tuning import Trained, check_tuning

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as torch_functional
@@ -101,21 +101,3 @@ def same_length(*views: View) -> tuple[View, ...]:
         (torch_functional.pad(waveforms, (0, longest - waveforms.shape[1])), lengths)
         for waveforms, lengths in views
     )
-
-
-def check_numbers(
-    config: Any, *, at_least: Mapping[str, float] | None = None, above_0: tuple[str, ...] = ()
-) -> None:
-    """Refuse settings that are out of range.
-
-    Raises:
-        ConfigError: with the name of the first.
-    """
-    for name, lowest in (at_least or {}).items():
-        value = getattr(config, name)
-        if value is not None and not lowest <= value < float("inf"):
-            raise ConfigError(f"{name}: wants at least {lowest:g}, got {value}")
-    for name in above_0:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"{name}: wants a number above 0, got {value}")

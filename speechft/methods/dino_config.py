@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from speechft.errors import ConfigError
-from speechft.methods.base import MethodConfig
+from speechft.methods.base import MethodConfig, check_numbers
 from speechft.models.embedding import Pooling
 
 
@@ -109,16 +109,11 @@ class DinoConfig(MethodConfig):
             "covariance_weight": 0, "expanded_size": 1, "mean_entropy_weight": 0, "ramp_steps": 0,
             "tuned_layers": 0, "layer": 0,
         }  # fmt: skip
-        for name, lowest in at_least.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value < float("inf"):
-                raise ConfigError(f"{name}: wants at least {lowest}, got {value}")
-        for name in (
+        positive = (
             "long_seconds", "short_seconds", "student_temperature", "teacher_temperature",
             "teacher_temperature_start",
-        ):  # fmt: skip
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: wants a number above 0, got {getattr(self, name)}")
+        )  # fmt: skip
+        check_numbers(self, at_least=at_least, above_0=positive)
         for name in ("spread", "teacher_momentum", "regulariser_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: wants 0 to 1, got {getattr(self, name)}")

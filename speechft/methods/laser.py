@@ -27,14 +27,12 @@ import torch
 from torch import Tensor
 
 from speechft.augment import Compose, Pitch, Speed, fold_in
-from speechft.errors import ConfigError
 from speechft.functional import mean_pooling
 from speechft.losses import SoftDTWLoss, TemporalIDMLoss
-from speechft.methods.base import MethodConfig, MethodOutput
+from speechft.methods.base import MethodConfig, MethodOutput, check_numbers
 from speechft.methods.content import (
     ContentMethod,
     View,
-    check_numbers,
     make_connector,
     project,
     tune_top,
@@ -63,7 +61,8 @@ class LaserConfig(MethodConfig):
 
     Args:
         gamma: smoothing of the soft-DTW, on squared distances of unit vectors.
-        bandwidth: frames that the alignment may leave the diagonal by; None: any number.
+        bandwidth: frames that the alignment may leave the diagonal by, 1 or more as speeds
+            differ; None: any number.
         alpha: weight of the regulariser; None: as published for the kind of encoder, 0.4 for
             HuBERT and 0.15 for WavLM. With 0 the frames collapse, and the run stops.
         margin: distance from which frames push each other no more; None: likewise, 1.1 and 1.0.
@@ -88,12 +87,8 @@ class LaserConfig(MethodConfig):
     connector_size: int = 256
 
     def __post_init__(self) -> None:
-        lowest = {"tuned_layers": 1, "connector_size": 1, "alpha": 0, "sigma": 0}
+        lowest = {"tuned_layers": 1, "connector_size": 1, "bandwidth": 1, "alpha": 0, "sigma": 0}
         check_numbers(self, at_least=lowest, above_0=("gamma", "margin"))
-        if self.bandwidth is not None and self.bandwidth < 1:
-            raise ConfigError(
-                f"bandwidth: wants at least 1 frame, as speeds differ; got {self.bandwidth}"
-            )
 
 
 class Laser(ContentMethod):

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from speechft.data import SpeechDataset
 from speechft.errors import ConfigError
 from speechft.losses import OrthogonalityLoss
-from speechft.methods.base import Method, MethodConfig, MethodOutput
-from speechft.methods.content import ContentMethod, View, check_numbers
+from speechft.methods.base import Method, MethodConfig, MethodOutput, check_numbers
+from speechft.methods.content import ContentMethod, View
 from speechft.methods.dino import Dino
 from speechft.methods.dino_config import DinoConfig
 from speechft.methods.laser import Laser, LaserConfig

@@ -28,14 +28,12 @@ import torch
 from torch import Tensor
 
 from speechft.augment import Compose, Pitch, Speed, fold_in, uniform
-from speechft.errors import ConfigError
 from speechft.functional import mean_pooling
 from speechft.losses import SoftDTWLoss
-from speechft.methods.base import MethodConfig, MethodOutput
+from speechft.methods.base import MethodConfig, MethodOutput, check_numbers
 from speechft.methods.content import (
     ContentMethod,
     View,
-    check_numbers,
     make_connector,
     project,
     same_length,
@@ -54,7 +52,8 @@ class ScoreConfig(MethodConfig):
 
     Args:
         gamma: smoothing of the soft-DTW, on squared distances of unit vectors.
-        bandwidth: frames that the alignment may leave the diagonal by; None: any number.
+        bandwidth: frames that the alignment may leave the diagonal by, 1 or more as speeds
+            differ; None: any number.
         tuned_layers: transformer layers tuned, counted from the top.
         speeds: speed factors to draw from; None: the paper's for the kind of encoder.
         semitones: pitch shifts to draw from.
@@ -81,11 +80,11 @@ class ScoreConfig(MethodConfig):
     tune_feature_norm: bool = False
 
     def __post_init__(self) -> None:
-        check_numbers(self, at_least={"tuned_layers": 1, "connector_size": 1}, above_0=("gamma",))
-        if self.bandwidth is not None and self.bandwidth < 1:
-            raise ConfigError(
-                f"bandwidth: wants at least 1 frame, as speeds differ; got {self.bandwidth}"
-            )
+        check_numbers(
+            self,
+            at_least={"tuned_layers": 1, "connector_size": 1, "bandwidth": 1},
+            above_0=("gamma",),
+        )
 
 
 class Score(ContentMethod):

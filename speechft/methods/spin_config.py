@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from speechft.errors import ConfigError
-from speechft.methods.base import MethodConfig
-from speechft.methods.content import check_numbers
+from speechft.methods.base import MethodConfig, check_numbers
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,9 @@ from speechft.evaluation.metrics import (
     uar,
 )
 from speechft.evaluation.probes import fit_linear
-from speechft.methods.base import MethodConfig
+from speechft.methods.base import MethodConfig, check_numbers
 from speechft.methods.classification import ClassificationConfig
 from speechft.methods.combined_config import LOSSES, CombinedConfig
-from speechft.methods.content import check_numbers
 from speechft.methods.held_out import hold_out
 from speechft.methods.prediction import predict
 from speechft.methods.refine import refine
