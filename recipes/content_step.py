@@ -4,7 +4,8 @@
 
 Random waveforms, as many frames as the seconds have (T = 600 in 12 s), the published settings.
 ``base`` is a HuBERT of the size of HuBERT base with random weights. The loss is everything from the
-encoder's frames to their gradient, forward and backward, the projection of the frames included.
+encoder's frames to their gradient, forward and backward; how much of it is the projection of the
+frames is measured beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers import HubertConfig, HubertModel
 
 from speechft.augment import make_keys
 from speechft.methods import get
-from speechft.methods.content import ContentMethod
+from speechft.methods.content import ContentMethod, project
 from speechft.models import Encoder, EncoderOutput, load, wrap
 
 
@@ -42,7 +43,8 @@ def main() -> None:
         "waveforms": 0.1 * torch.randn(arguments.batch, samples),
         "lengths": torch.full((arguments.batch,), samples),
     }
-    walls, losses = [], []
+    walls: list[float] = []
+    losses: list[tuple[float, float]] = []
     for number in range(arguments.steps + 1):
         batch["keys"] = make_keys(0, number, torch.arange(arguments.batch))
         start = time.perf_counter()
@@ -51,17 +53,20 @@ def main() -> None:
         optimizer.zero_grad()
         walls.append(time.perf_counter() - start)
         losses.append(of_loss(method, batch))
-    wall, loss = (statistics.median(times[1:]) for times in (walls, losses))  # one warms up
+    wall, loss, projection = (  # one warms up
+        statistics.median(times[1:]) for times in (walls, *zip(*losses, strict=True))
+    )
     frames = int(method.encoder.frame_lengths(batch["lengths"])[0])
     print(
         f"{arguments.method} on {arguments.model}, batch {arguments.batch}, {frames} frames, "
         f"{torch.get_num_threads()} threads: a step {wall:.2f} s, its loss {loss:.3f} s "
-        f"({loss / wall:.1%}); medians of {arguments.steps}"
+        f"({loss / wall:.1%}), of which the projection {projection:.3f} s; without it "
+        f"{(loss - projection) / wall:.1%}; medians of {arguments.steps}"
     )
 
 
-def of_loss(method: ContentMethod, batch: Mapping[str, Tensor]) -> float:
-    """Seconds from frames to their gradient."""
+def of_loss(method: Any, batch: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Seconds from frames to their gradient, and how many of them project the frames."""
     views = method.views(batch)
     frames = {}
     with torch.no_grad():
@@ -71,8 +76,13 @@ def of_loss(method: ContentMethod, batch: Mapping[str, Tensor]) -> float:
     start = time.perf_counter()
     torch.autograd.backward(method.objective(batch, views, frames).loss)
     seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    for output in frames.values():
+        projected = project(method.connector, output.last_hidden_state)
+        torch.autograd.backward(projected, projected.detach())
+    projection = time.perf_counter() - start
     method.zero_grad()
-    return seconds
+    return seconds, projection
 
 
 def replace_frames(output: EncoderOutput) -> EncoderOutput:
