@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,9 +18,9 @@ import torch
 from torch import Tensor
 
 from speechft.data import Manifest, SpeechDataset, collate
-from speechft.data.shards import batches, shards
 from speechft.errors import ArgumentError, AudioError, NonFiniteError
 from speechft.evaluation.conditions import UNCHANGED, Condition
+from speechft.evaluation.extraction import extract
 from speechft.models.encoder import EncoderOutput
 from speechft.models.units import UnitHead
 
@@ -191,26 +190,12 @@ class Embeddings:
         if self.cache is not None:
             what = json.dumps([_FORMAT, data_key(manifest), condition, layers, pool])
             folder = self.cache / self._model_key / hashlib.sha256(what.encode()).hexdigest()[:32]
-            folder.mkdir(parents=True, exist_ok=True)
-        found: list[Tensor | None] = [None] * len(dataset)
-        bar = _Bar(len(dataset), self.progress, "embedding")
-        rate = self.encoder.sample_rate
-        for number, shard in enumerate(shards(dataset.lengths, _SHARD_SECONDS * rate)):
-            file = None if folder is None else folder / f"{number:05d}.safetensors"
-            values = None if file is None else _read(file, len(shard))
-            if values is None:
-                values = []
-                for batch in batches(dataset.lengths, shard, self.batch_seconds * rate):
-                    values += self._batch(dataset, batch, condition, layers, pool=pool)
-                    bar.update(len(batch))
-                if file is not None:
-                    _write(file, values)
-            else:
-                bar.update(len(shard))
-            for index, value in zip(shard, values, strict=True):
-                found[index] = value
-        bar.close()
-        return [value for value in found if value is not None]
+        return extract(
+            dataset,
+            lambda indices: self._batch(dataset, indices, condition, layers, pool=pool),
+            folder=folder, shard_seconds=_SHARD_SECONDS, batch_seconds=self.batch_seconds,
+            title="embedding", progress=self.progress,
+        )  # fmt: skip
 
     def _batch(
         self,
@@ -294,55 +279,3 @@ def _device(encoder: Any) -> torch.device:
         device: torch.device = tensor.device
         return device
     return torch.device("cpu")
-
-
-def _read(file: Path, count: int) -> list[Tensor] | None:
-    """The tensors of a shard; None if it is not there or not whole."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(file)
-        with safe_open(file, "pt") as opened:
-            expected = (opened.metadata() or {}).get("sha256")
-    except (FileNotFoundError, SafetensorError):
-        return None
-    if len(tensors) != count:
-        return None
-    values = [tensors[str(row)] for row in range(count)]
-    return values if _digest(values) == expected else None
-
-
-def _write(file: Path, values: list[Tensor]) -> None:
-    """Whole or not at all."""
-    from safetensors.torch import save_file
-
-    tensors = {str(row): value.contiguous() for row, value in enumerate(values)}
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix="writing-") as folder:
-        part = Path(folder) / file.name
-        save_file(tensors, part, metadata={"sha256": _digest(values)})
-        part.replace(file)
-
-
-def _digest(values: list[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-class _Bar:
-    def __init__(self, total: int, show: bool, title: str) -> None:
-        self._bar: Any = None
-        if show:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=title, unit="utterance", leave=False)
-
-    def update(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.update(count)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()

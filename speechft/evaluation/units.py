@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from speechft.data import Manifest, SpeechDataset, collate
-from speechft.data.shards import batches, shards
 from speechft.errors import ArgumentError
-from speechft.evaluation.embeddings import _Bar, _read, _write
+from speechft.evaluation.extraction import extract
 from speechft.models import UnitModel
 
 _SHARD_SECONDS = 3600  # of speech in a file of the cache: what an interruption can cost
@@ -49,27 +48,13 @@ def extract_units(
     """
     if not batch_seconds > 0:
         raise ArgumentError("batch_seconds", f"wants more than 0, got {batch_seconds}")
-    found: list[Tensor] = [torch.empty(0)] * len(dataset)
-    rate = model.sample_rate
-    bar = _Bar(len(dataset), sys.stderr.isatty() if progress is None else progress, "units")
-    if cache is not None:
-        Path(cache).mkdir(parents=True, exist_ok=True)
-    for number, shard in enumerate(shards(dataset.lengths, _SHARD_SECONDS * rate)):
-        file = None if cache is None else Path(cache, f"{number:05d}.safetensors")
-        values = None if file is None else _read(file, len(shard))
-        if values is None:
-            values = []
-            for batch in batches(dataset.lengths, shard, batch_seconds * rate):
-                values += _of_batch(model, dataset, batch)
-                bar.update(len(batch))
-            if file is not None:
-                _write(file, values)
-        else:
-            bar.update(len(shard))
-        for index, value in zip(shard, values, strict=True):
-            found[index] = value
-    bar.close()
-    return found
+    return extract(
+        dataset,
+        lambda indices: _of_batch(model, dataset, indices),
+        folder=None if cache is None else Path(cache),
+        shard_seconds=_SHARD_SECONDS, batch_seconds=batch_seconds, title="units",
+        progress=sys.stderr.isatty() if progress is None else progress,
+    )  # fmt: skip
 
 
 def _of_batch(model: UnitModel, dataset: SpeechDataset, indices: list[int]) -> list[Tensor]:
