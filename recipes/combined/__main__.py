@@ -17,7 +17,8 @@ from typing import Any
 from recipes.combined.report import table
 from recipes.combined.speech import prepare
 from speechft.evaluation import EvaluationData
-from speechft.methods.two_step import TwoStepConfig, two_step
+from speechft.methods.two_step import two_step
+from speechft.methods.two_step_config import TwoStepConfig
 
 # Chosen with --choose: dropout of both sides, mining, the learning rate, the layer by its probe.
 CONFIG = TwoStepConfig(

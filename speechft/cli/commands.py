@@ -174,7 +174,7 @@ def transfer(arguments: Sequence[str]) -> int:
 
 def two_step(arguments: Sequence[str]) -> int:
     """``speechft two-step --model ... --data ... --label ... --output ...``."""
-    from speechft.methods.two_step import TwoStepConfig
+    from speechft.methods.two_step_config import TwoStepConfig
 
     parser = make_parser(
         "two-step", "Tune by combined losses, then an adapter; beside it end to end; judge both."

@@ -21,7 +21,8 @@ from speechft.evaluation.metrics import accuracy, davies_bouldin, k_shot_accurac
 from speechft.methods import two_step as module
 from speechft.methods.prediction import predict
 from speechft.methods.transfer_report import Cell
-from speechft.methods.two_step import PART, TwoStepConfig, two_step
+from speechft.methods.two_step import two_step
+from speechft.methods.two_step_config import PART, TwoStepConfig
 from speechft.methods.two_step_report import TwoStepReport
 from speechft.models.classifier import load_classifier
 from speechft.training.trainer import RefinementTrainer
