@@ -18,7 +18,7 @@ from speechft.data import Manifest, SpeechDataset
 from speechft.errors import ConfigError, InterruptedRun, ManifestError
 from speechft.evaluation.layouts import EvaluationData
 from speechft.evaluation.metrics import accuracy, davies_bouldin, k_shot_accuracy, uar
-from speechft.methods import two_step as module
+from speechft.methods import two_step_ways as module
 from speechft.methods.prediction import predict
 from speechft.methods.transfer_report import Cell
 from speechft.methods.two_step import two_step
