@@ -183,6 +183,8 @@ def two_step(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", type=str, required=True, help=models)
     data = "'embedded', a manifest, or a folder in an official layout"
     parser.add_argument("--data", type=str, required=True, help=data)
+    space = "what step one improves the space on, as --data; without it, what the classifier learns"
+    parser.add_argument("--space_data", type=str, default=None, help=space)
     parser.add_argument("--output", type=str, required=True, help=_REQUIRED["--output"])
     parser.add_argument("--layout", type=str, default="auto", help="of the data")
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
@@ -197,6 +199,7 @@ def two_step(arguments: Sequence[str]) -> int:
         data=values["data"],
         output=values["output"],
         config=_pick(TwoStepConfig, values),
+        space_data=values["space_data"],
         layout=values["layout"],
         device=values["device"],
     )

@@ -22,7 +22,8 @@ tuned, are pooled with their lengths, and projected; and the best state is chose
 are held out of the training data. Triplets are made within a batch, in which every utterance is
 encoded once and is an anchor, where the release draws three utterances for each.
 
-What comes out is an embedding model with the projector in it.
+What comes out is an embedding model with the projector in it; or, with ``keep_projector=False``,
+one of what is pooled, whose losses alone were of what the projector made.
 
 Source: Lux, Chen & Vu, "Combining contrastive and non-contrastive losses for fine-tuning
 pretrained models in speech analysis", SLT 2022.
@@ -102,12 +103,15 @@ class Combined(SelectingMethod):
         super().__init__()
         self.settings: CombinedConfig = config or CombinedConfig()
         config = self.settings
+        if not config.keep_projector and model.spec.affine == "none":
+            raise ConfigError("keep_projector: the model has no projector to leave out")
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             self._tuning = Tuning(
                 model, config.train, tuned_layers=config.tuned_layers, lora_rank=config.lora_rank
             )
-        self.model = model
+        self.model = model if config.keep_projector else model.without_affine()
+        self.projector = None if config.keep_projector else model.affine
         self.dropout = nn.Dropout(config.dropout)
         self.weights = config.weights
         self.losses = make_losses(
@@ -175,7 +179,8 @@ class Combined(SelectingMethod):
         with self.stopwatch("augmentation"):
             views = [self._view(waveforms, lengths, keys, number) for number in range(count)]
             stacked = stack(views, full=False)
-        vectors = self.model.affine(self.dropout(self.model.pooled(*stacked))).float()
+        project = self.model.affine if self.projector is None else self.projector
+        vectors = project(self.dropout(self.model.pooled(*stacked))).float()
         with self.stopwatch("loss"):
             if factors is not None:
                 pairs = pair_by_label(vectors, factors[:, 0])

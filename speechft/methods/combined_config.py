@@ -43,6 +43,8 @@ class CombinedConfig(SelectionConfig):
         dropout: of what is pooled, before the projector.
         size, pooling, layer, affine: of a model that is made anew; see
             :class:`speechft.models.EmbeddingSpec`.
+        keep_projector: whether the embedding is what the projector makes (the affine part of the
+            model), as published; or what is pooled, and the projector is for the losses alone.
         chunk_seconds: cut from each utterance or view, or from and to; None: whole.
         augmentation: ``"none"``, ``"student"``, ``"teacher"`` or a YAML chain; see
             :class:`~speechft.methods.DinoConfig`. None: none with labels, ``"student"`` for views.
@@ -77,6 +79,7 @@ class CombinedConfig(SelectionConfig):
     pooling: Pooling = "mean"
     layer: int | None = None
     affine: Affine = "projector"
+    keep_projector: bool = True
     chunk_seconds: float | tuple[float, float] | None = None
     augmentation: str | None = None
     noise: str | None = None
@@ -98,6 +101,12 @@ class CombinedConfig(SelectionConfig):
             raise ConfigError(f"selection: wants shots or pairs, got {self.selection!r}")
         if self.train == "head":
             raise ConfigError("train: with head nothing would train; use affine for the projector")
+        if not self.keep_projector and (self.affine == "none" or self.train == "affine"):
+            raise ConfigError(
+                "keep_projector: without the projector nothing that trains would be left"
+                if self.train == "affine"
+                else "keep_projector: with affine none there is no projector to leave out"
+            )
         check_tuning(self.train, self.tuned_layers, self.lora_rank)
         check_numbers(
             self, at_least={"each": 2, "margin": 0, "barlow_lambda": 0, "size": 1, "shots": 1},

@@ -5,9 +5,13 @@ freezes it and trains an adapter and a classifier on it. Beside them stand what 
 untuned, as a linear probe on its pooled features, and the same model tuned end to end: the same
 layers, the same pooling, a linear head, cross-entropy, as many updates as both steps together.
 
-All are trained and tested on the same utterances. The state that is kept, the learning rate (of the
-same few for step one and for end-to-end tuning) and the penalty of the probe are chosen on the same
-validation utterances; the test part is judged once, at the end.
+All are trained and tested on the same utterances. Or step one has others, and more of them: of
+other classes of the same label (the paper's way for speakers, of whom those to be told apart are
+not those of step one), of another label, or, in pairs of views, of none. As end-to-end tuning knows
+nothing of these, with labelled ones there are two ways more, which begin with a classifier of them.
+
+The state that is kept, the learning rate (of the same few on both sides) and the penalty of the
+probe are chosen on the same validation utterances; the test part is judged once, at the end.
 
 Source: Lux, Chen & Vu, "Combining contrastive and non-contrastive losses for fine-tuning
 pretrained models in speech analysis", SLT 2022.
@@ -18,7 +22,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,11 +30,12 @@ from speechft.data import Manifest
 from speechft.errors import ConfigError
 from speechft.evaluation.layouts import EvaluationData
 from speechft.evaluation.metrics import accuracy, uar
+from speechft.methods.combined import check_classes
 from speechft.methods.held_out import hold_out
 from speechft.methods.transfer import read_named, rows_of
 from speechft.methods.two_step_config import PART, TwoStepConfig
 from speechft.methods.two_step_report import TwoStepReport
-from speechft.methods.two_step_ways import WAYS, Found, Judge, Parts
+from speechft.methods.two_step_ways import Found, Judge, Parts, ways
 from speechft.models.embedding_saving import is_embedding_folder
 
 
@@ -40,6 +45,7 @@ def two_step(
     data: str | Path | Manifest | EvaluationData,
     output: str | Path,
     config: TwoStepConfig | None = None,
+    space_data: str | Path | Manifest | EvaluationData | None = None,
     layout: str = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> TwoStepReport:
@@ -55,12 +61,14 @@ def two_step(
             train, validation and test are used as they are; without them the seed divides.
         output: a folder.
         config: how.
+        space_data: what step one improves the space on, all of it; as ``data``. None: on the
+            utterances that the classifier is trained on.
         layout: of the data.
         device: to train on.
 
     Raises:
-        ConfigError: a class of too few utterances, a model that has its vectors already, or a
-            folder of a run with other settings.
+        ConfigError: a class of too few utterances, a model that has its vectors already, an
+            utterance of step one that is in the test part, a folder of a run with other settings.
         ManifestError, AudioError: the data.
         TrainingError: the training.
     """
@@ -74,6 +82,7 @@ def two_step(
     label = config.label or read.label or "speaker"
     config = replace(config, label=label)
     manifest, folder = whole(read), Path(output)
+    space = _space(space_data, layout, config)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     report = TwoStepReport(str(model), read.name, config, folder)
@@ -85,15 +94,44 @@ def two_step(
                 split = split._replace(fit=_few(manifest, split.fit, config, seed))
             parts = Parts(*(rows_of(manifest, rows) for rows in split))
             hold_out(parts.training(), label, share=0.0, part=PART, least=2)  # raises
+            if space is not None:
+                _check_apart(space, parts.test)
             place = folder / f"seed-{seed}" / f"fold-{fold}"
-            for way, run in WAYS.items():
-                judge = Judge(str(model), config, parts, place / way, seed, device)
+            for way, run in ways(config, own=space is not None).items():
+                judge = Judge(str(model), config, parts, place / way, seed, device, space)
                 found.setdefault(way, []).append(judge.kept(run))
         for way, folds in found.items():
             report.add(way, _joined(folds), [fold.chosen for fold in folds])
         report.seconds = time.perf_counter() - start
         report.write()
     return report
+
+
+def _space(data: Any, layout: str, config: TwoStepConfig) -> Manifest | None:
+    """Step one's own utterances, if it has any: such that it can be trained on them."""
+    from speechft.evaluation.tasks.base import whole
+
+    if data is None:
+        if config.space_label is not None:
+            raise ConfigError("space_label: is of space_data, and there is none")
+        return None
+    space = whole(data if isinstance(data, EvaluationData) else read_named(data, layout))
+    if config.pairs == "labels":
+        label = config.label_of(True)
+        check_classes(space, label)
+        hold_out(space, label, share=config.space_validation, least=2)
+    return space
+
+
+def _check_apart(space: Manifest, test: Manifest) -> None:
+    """Nobody learns from what is judged on, not even without its label."""
+    judged = {(row.audio, row.start, row.end): row.id for row in test}
+    for row in space:
+        other = judged.get((row.audio, row.start, row.end))
+        if other is not None:
+            raise ConfigError(
+                f"space_data: {row.id!r} is {other!r} of the test part; leave it out of step one"
+            )
 
 
 def _few(manifest: Manifest, rows: list[int], config: TwoStepConfig, seed: int) -> list[int]:

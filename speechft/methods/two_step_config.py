@@ -25,8 +25,10 @@ class TwoStepConfig:
         groups: a label whose values are never on both sides, such as ``"speaker"``; each is left
             out in turn. None: as the data says.
         folds: leave out the groups in so many parts, drawn by the seed, rather than one by one.
-        losses, mining, each, margin, barlow_lambda, temperature, dropout, size: of step one; see
-            :class:`speechft.methods.CombinedConfig`.
+        losses, pairs, mining, each, margin, barlow_lambda, temperature, dropout, size,
+            keep_projector: of step one; see :class:`speechft.methods.CombinedConfig`.
+        space_label: of step one, where it has utterances of its own; None: the same label.
+        space_validation: share of these, by which the state of step one is chosen.
         end_to_end_dropout: of what is pooled, in end-to-end tuning.
         layer, tuned_layers: of the model, for both ways; None: a weighting of all, and all.
         adapter_size: of step two; see :class:`speechft.methods.ClassificationConfig`.
@@ -49,6 +51,7 @@ class TwoStepConfig:
     groups: str | None = None
     folds: int | None = None
     losses: tuple[str, ...] = ("triplet:1.0", "barlow_twins:0.05")
+    pairs: Literal["labels", "views"] = "labels"
     mining: Literal["random", "hard"] = "random"
     each: int = 4
     margin: float = 1.0
@@ -57,6 +60,9 @@ class TwoStepConfig:
     dropout: float = 0.5
     end_to_end_dropout: float = 0.5
     size: int = 64
+    keep_projector: bool = True
+    space_label: str | None = None
+    space_validation: float = 0.15
     layer: int | None = None
     tuned_layers: int | None = 2
     adapter_size: int = 32
@@ -82,27 +88,40 @@ class TwoStepConfig:
             if not values or min(values) <= 0 or len(set(values)) < len(values):
                 raise ConfigError(f"{name}: wants different numbers above 0, got {values}")
         self.combined()
+        self.combined(own=True)
         self.classification("all")
         self.training(1, self.learning_rates[0], seed=0, device="cpu")
 
-    def combined(self) -> CombinedConfig:
-        """Settings of step one."""
+    def combined(self, *, own: bool = False) -> CombinedConfig:
+        """Settings of step one, which may have utterances of its own."""
         return CombinedConfig(
-            losses=self.losses, label=str(self.label), mining=self.mining, each=self.each,
-            margin=self.margin, barlow_lambda=self.barlow_lambda, temperature=self.temperature,
-            dropout=self.dropout, size=self.size, layer=self.layer, tuned_layers=self.tuned_layers,
-            validation=0.0, part=PART,
+            losses=self.losses, pairs=self.pairs, label=self.label_of(own), mining=self.mining,
+            each=self.each, margin=self.margin, barlow_lambda=self.barlow_lambda,
+            temperature=self.temperature, dropout=self.dropout, size=self.size, layer=self.layer,
+            keep_projector=self.keep_projector, tuned_layers=self.tuned_layers,
+            **self._held_out(own),
         )  # fmt: skip
 
-    def classification(self, train: Literal["all", "head"]) -> ClassificationConfig:
-        """Settings of end-to-end tuning, or of step two."""
+    def label_of(self, own: bool) -> str:
+        """The label of step one's own utterances, or of the others."""
+        return str(self.space_label or self.label) if own else str(self.label)
+
+    def _held_out(self, own: bool) -> dict[str, Any]:
+        if own:
+            return {"validation": self.space_validation, "part": None}
+        return {"validation": 0.0, "part": PART}
+
+    def classification(
+        self, train: Literal["all", "head"], *, own: bool = False
+    ) -> ClassificationConfig:
+        """Settings of end-to-end tuning, or of step two; or of a classifier of step one's own."""
         whole = train == "all"
         return ClassificationConfig(
-            label=str(self.label), loss="cross_entropy", train=train, chunk_seconds=None,
-            augmentation="none", part=PART, pooling="mean", layer=self.layer, affine="none",
+            label=self.label_of(own), loss="cross_entropy", train=train, chunk_seconds=None,
+            augmentation="none", pooling="mean", layer=self.layer, affine="none",
             tuned_layers=self.tuned_layers if whole else None,
             adapter_size=0 if whole else self.adapter_size,
-            dropout=self.end_to_end_dropout if whole else 0.0,
+            dropout=self.end_to_end_dropout if whole else 0.0, **self._held_out(own),
         )  # fmt: skip
 
     def training(self, steps: int, rate: float, *, seed: int, device: Any) -> TrainingSettings:

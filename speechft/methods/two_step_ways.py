@@ -71,6 +71,7 @@ class Judge:
     place: Path
     seed: int
     device: Any
+    space: Manifest | None = None
 
     def kept(self, run: Callable[[Judge], Found]) -> Found:
         """What the way gives; what was found before is read."""
@@ -80,6 +81,9 @@ class Judge:
             for part, rows in zip(Parts._fields, self.parts, strict=True)
             for name, value in digests(self.model, rows, label).items()
         }
+        if self.space is not None:
+            own = digests(self.model, self.space, self.config.label_of(True))
+            known["utterances of the space"] = own["utterances"]
         settings = {k: v for k, v in asdict(self.config).items() if k != "seeds"}
         check_same(self.place, {**settings, **known, "seed": self.seed})
         path = self.place / "found.json"
@@ -98,13 +102,13 @@ class Judge:
 
     def train(
         self, method: str, start: str | Path, config: MethodConfig, folder: Path,
-        training: TrainingSettings,
+        training: TrainingSettings, *, data: Manifest | None = None,
     ) -> Path:  # fmt: skip
-        """A run, or what is left of it."""
+        """A run, or what is left of it; on the labelled utterances, or on others."""
         if not (folder / "report.json").exists():
             resume = any((folder / "checkpoints").glob("checkpoint-*"))
             refine(
-                model=start, method=method, data=self.parts.training(), output=folder,
+                model=start, method=method, data=data or self.parts.training(), output=folder,
                 config=config, training=training, resume=resume,
             )  # fmt: skip
         return folder
@@ -112,6 +116,20 @@ class Judge:
     def settings(self, steps: int, rate: float) -> TrainingSettings:
         """Of a run."""
         return self.config.training(steps, rate, seed=self.seed, device=self.device)
+
+    def adapt(self, start: Path, folder: Path) -> Path:
+        """Step two: an adapter and a head, on a model that stays as it is."""
+        config = self.config
+        settings = self.settings(config.adapter_steps, config.adapter_learning_rate)
+        return self.train("classification", start, config.classification("head"), folder, settings)
+
+    def classify(self, rate: float) -> Path:
+        """A classifier of step one's own utterances; the ways that begin with it share it."""
+        settings = self.settings(self.config.steps, rate)
+        return self.train(
+            "classification", self.model, self.config.classification("all", own=True),
+            self.place.parent / f"classified/rate-{rate:g}", settings, data=self.space,
+        )  # fmt: skip
 
     def best_rate(self, train: Callable[[float, Path], Path]) -> tuple[Path, dict[str, Any]]:
         """The classifier whose learning rate is best on the validation part, and what was tried."""
@@ -194,24 +212,44 @@ def _end_to_end(judge: Judge) -> Found:
     return judge.found(*judge.best_rate(train))
 
 
-def _two_steps(judge: Judge) -> Found:
+def _combined(judge: Judge) -> Found:
     """Combined losses, and then an adapter and a head on what they made."""
     config = judge.config
 
     def train(rate: float, folder: Path) -> Path:
         one = judge.train(
-            "combined", judge.model, config.combined(), folder / "step-1",
-            judge.settings(config.steps, rate),
+            "combined", judge.model, config.combined(own=judge.space is not None),
+            folder / "step-1", judge.settings(config.steps, rate), data=judge.space,
         )  # fmt: skip
-        return judge.train(
-            "classification", one, config.classification("head"), folder / "step-2",
-            judge.settings(config.adapter_steps, config.adapter_learning_rate),
-        )  # fmt: skip
+        return judge.adapt(one, folder / "step-2")
 
     return judge.found(*judge.best_rate(train))
 
 
-WAYS: Mapping[str, Callable[[Judge], Found]] = {
-    "untuned": _untuned, "end-to-end": _end_to_end, "combined + adapter": _two_steps,
-}  # fmt: skip
-"""What is compared."""
+def _classified(judge: Judge) -> Found:
+    """A classifier of step one's own utterances; then an adapter and a head on what it made."""
+    return judge.found(
+        *judge.best_rate(lambda rate, folder: judge.adapt(judge.classify(rate), folder))
+    )
+
+
+def _classified_end_to_end(judge: Judge) -> Found:
+    """A classifier of step one's own utterances, and end-to-end tuning from there on."""
+    config = judge.config
+
+    def train(rate: float, folder: Path) -> Path:
+        settings = judge.settings(config.adapter_steps, rate)
+        return judge.train(
+            "classification", judge.classify(rate), config.classification("all"), folder, settings
+        )
+
+    return judge.found(*judge.best_rate(train))
+
+
+def ways(config: TwoStepConfig, *, own: bool) -> Mapping[str, Callable[[Judge], Found]]:
+    """What is compared; more where step one has labelled utterances of its own."""
+    found = {"untuned": _untuned, "end-to-end": _end_to_end, "combined + adapter": _combined}
+    if own and config.pairs == "labels":
+        found["classified + adapter"] = _classified
+        found["classified + end-to-end"] = _classified_end_to_end
+    return found

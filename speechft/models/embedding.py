@@ -185,6 +185,15 @@ class EmbeddingModel(nn.Module):
         assert isinstance(part, nn.Module)
         return part
 
+    def without_affine(self) -> EmbeddingModel:
+        """A model of the same frames and pooling, whose vectors are what is pooled."""
+        pooling: Any = self.pooling
+        size = pooling.output_size(self._source.output_size)
+        spec = replace(self.spec, affine="none", size=size)
+        made = EmbeddingModel(self.frames, self.pooling, nn.Identity(), spec)
+        made.encoder_name = self.encoder_name
+        return made.train(self.training)
+
     def save_pretrained(self, path: str | Path) -> None:
         """Write config, weights, and an encoder that is not as it was loaded."""
         from speechft.models.embedding_saving import save_embedding

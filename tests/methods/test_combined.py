@@ -183,6 +183,16 @@ class TestLoss:
         trained.train()(**batch())
         assert 0.3 < float((seen[1] == 0).float().mean()) < 0.7
 
+    def test_is_the_same_with_a_projector_that_is_not_kept(self):
+        kept, left = (method(of_encoder(), keep_projector=keep).eval() for keep in (True, False))
+        torch.testing.assert_close(left(**batch()).loss, kept(**batch()).loss, rtol=0, atol=0)
+        grads = []
+        for trained in (kept, left):
+            trained(**batch()).loss.backward()
+            grads.append([p.grad for p in trained.parameters() if p.grad is not None])
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
     def test_only_losses_with_a_weight_are_made(self):
         assert list(method(losses=("vicreg", "sup_con:2")).losses) == ["vicreg", "sup_con"]
 
@@ -275,6 +285,41 @@ class TestWhatTrains:
         assert all("frames.encoder" not in n or ".layers.2." in n for n in trained.tuned()
                    if "encoder.layer_norm" not in n)  # fmt: skip
 
+    @pytest.mark.parametrize("train", ["all", "lora"])
+    def test_a_projector_that_is_not_kept_trains_and_is_not_in_what_is_saved(
+        self, tmp_path, speech, train
+    ):
+        """The embedding is what is pooled, and so is what the state is chosen by."""
+        start = of_encoder()
+        before = [p.detach().clone() for p in start.affine.parameters()]
+        seen: list[torch.Tensor] = []
+        run(tmp_path, speech, start, keep_projector=False, train=train, lora_rank=2)
+        assert any(
+            not torch.equal(now, then)
+            for now, then in zip(start.affine.parameters(), before, strict=True)
+        )
+        again = load_embedding(tmp_path)
+        assert (again.spec.affine, again.size) == ("none", start.frames.output_size)
+        assert not [name for name in load_file(tmp_path / "model.safetensors") if "affine" in name]
+        given = batch()["waveforms"], batch()["lengths"]
+        with torch.no_grad():
+            seen = [again(*given), start.eval().pooled(*given)]
+        torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-5)
+
+    def test_the_figure_is_of_the_vectors_that_are_kept(self, tmp_path, speech, monkeypatch):
+        config = CombinedConfig(label="mood", each=2, validation=0.3, keep_projector=False)
+        dataset = SpeechDataset(speech, factors=("mood",))
+        trained = Combined.make(xvector(), config, dataset, seed=0).eval()
+        trained.training_data(dataset, settings(), tmp_path)
+        with torch.no_grad():
+            figure = trained.figure()
+            for parameter in trained.projector.parameters():
+                parameter.zero_()
+            assert trained.figure() == figure
+        assert trained.model.size == trained.model.pooling.output_size(
+            trained.model.frames.output_size
+        )
+
     def test_adapters_of_low_rank_are_merged(self, tmp_path):
         model = of_encoder()
         trained = method(model, train="lora", lora_rank=2)
@@ -298,6 +343,7 @@ class TestRuns:
             ("xvector-8", {"groups": "speaker"}),
             ("encoder", {"mining": "hard", "losses": ALL}),
             ("xvector-8", {"pairs": "views", "chunk_seconds": 0.17, "augmentation": "none"}),
+            ("xvector-8", {"keep_projector": False}),
         ],
     )
     def test_that_stopped_goes_on_as_the_same(self, tmp_path, speech, monkeypatch, model, changes):
@@ -446,6 +492,11 @@ class TestErrors:
         with pytest.raises(ConfigError, match="label: utterance 'bare' has no 'mood'; give it one"):
             run(tmp_path, Manifest([*speech, bare]))
 
+    def test_a_model_without_a_projector_has_none_to_leave_out(self, tmp_path, speech):
+        run(tmp_path / "one", speech, keep_projector=False, training=settings(steps=2))
+        with pytest.raises(ConfigError, match="keep_projector: the model has no projector"):
+            run(tmp_path / "two", speech, tmp_path / "one", keep_projector=False)
+
     def test_seconds_of_a_batch(self, tmp_path, speech):
         with pytest.raises(ConfigError, match="max_batch_seconds: batches are made by class"):
             run(tmp_path, speech, training=settings(max_batch_seconds=3.0))
@@ -468,6 +519,8 @@ class TestErrors:
             ({"augmentation": "some"}, "augmentation: 'some' is no file"),
             ({"chunk_seconds": 0}, "chunk_seconds: wants"),
             ({"validation": 2.0}, "validation: wants 0 to below 1"),
+            ({"keep_projector": False, "affine": "none"}, "keep_projector: with affine none"),
+            ({"keep_projector": False, "train": "affine"}, "keep_projector: without the projector"),
         ],
     )
     def test_of_settings(self, changes, words):

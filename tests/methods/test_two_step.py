@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from toy_corpus import toys
 
 from speechft.cli import main
-from speechft.data import Manifest, SpeechDataset
+from speechft.data import Manifest, SpeechDataset, write_manifest
 from speechft.errors import ConfigError, InterruptedRun, ManifestError
 from speechft.evaluation.layouts import EvaluationData
 from speechft.evaluation.metrics import accuracy, davies_bouldin, k_shot_accuracy, uar
@@ -207,6 +207,126 @@ class TestTestPart:
         assert report.ways["untuned"].figures["accuracy"] == [pytest.approx(right)]
 
 
+class TestStepOneWithUtterancesOfItsOwn:
+    """Speakers of step one are not those that are told apart afterwards."""
+
+    @pytest.fixture
+    def sets(self, speech):
+        """s0 to s3 for step one; of s4 and s5 two utterances each to train on, and one and one."""
+        of = {"s4": [], "s5": []}
+        for row in speech:
+            of.get(row.speaker, []).append(row)
+        cut = {"train": slice(0, 2), "validation": slice(2, 3), "test": slice(3, 4)}
+        made = {
+            part: Manifest([*of["s4"][some], *of["s5"][some]], source=speech.source)
+            for part, some in cut.items()
+        }
+        space = Manifest([row for row in speech if row.speaker not in of], source=speech.source)
+        return EvaluationData("toys", made), space
+
+    def compare(self, sets, output, **changes):
+        config = TwoStepConfig(
+            **{**SMALL, "label": "speaker", "shots": (1,), "space_validation": 0.25, **changes}
+        )
+        data, space = sets
+        return two_step(
+            model="xvector-8", data=data, space_data=space, output=output, config=config,
+            device="cpu",
+        )  # fmt: skip
+
+    @pytest.fixture
+    def given(self, monkeypatch):
+        """What each training was of: its folder, method, speakers and settings."""
+        found = {}
+        refine = module.refine
+
+        def spying(**named):
+            where = (
+                named["output"]
+                .relative_to(
+                    named["output"].parents[named["output"].parts[::-1].index("fold-0") - 1]
+                )
+                .as_posix()
+            )
+            who = sorted({str(row.speaker) for row in named["data"]})
+            assert where not in found  # nothing is trained twice
+            found[where] = named["method"], "".join(who), named["training"].steps
+            return refine(**named)
+
+        monkeypatch.setattr(module, "refine", spying)
+        return found
+
+    def test_has_two_ways_more_that_begin_with_a_classifier_of_them(self, sets, tmp_path, given):
+        report = self.compare(sets, tmp_path)
+        classified = ["classified + adapter", "classified + end-to-end"]
+        assert list(report.ways) == [*WAYS, *classified]
+        others, few, kind = "s0s1s2s3", "s4s5", "classification"
+        assert given == {
+            "end-to-end/rate-0.001": (kind, few, 7),
+            "combined + adapter/rate-0.001/step-1": ("combined", others, 4),
+            "combined + adapter/rate-0.001/step-2": (kind, few, 3),
+            "classified/rate-0.001": (kind, others, 4),
+            "classified + adapter/rate-0.001": (kind, few, 3),
+            "classified + end-to-end/rate-0.001": (kind, few, 3),
+        }
+        place = tmp_path / "seed-0" / "fold-0"
+        first = load_classifier(place / "classified" / "rate-0.001")
+        adapted, tuned = (load_classifier(place / way / "rate-0.001") for way in classified)
+        assert (first.classes, adapted.classes) == (("s0", "s1", "s2", "s3"), ("s4", "s5"))
+        assert adapted.adapter is not None
+        assert tuned.adapter is None
+        weights = [
+            torch.cat([p.detach().flatten() for p in one.model.parameters()])
+            for one in (first, adapted, tuned)
+        ]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+        again = self.compare(sets, tmp_path)  # `given` would refuse to see any of them anew
+        assert {w: c.figures for w, c in again.ways.items()} == {
+            w: c.figures for w, c in report.ways.items()
+        }
+
+    def test_may_have_another_label(self, sets, tmp_path, given):
+        self.compare(sets, tmp_path, space_label="mood", steps=1, adapter_steps=1)
+        first = load_classifier(tmp_path / "seed-0/fold-0/classified/rate-0.001")
+        assert (first.label, first.classes) == ("mood", ("bright", "dark"))
+
+    def test_of_views_wants_none(self, sets, tmp_path, given):
+        data, space = sets
+        bare = Manifest([type(row)(row.id, row.audio, speaker="?") for row in space])
+        report = self.compare(
+            (data, bare), tmp_path, pairs="views", steps=1, adapter_steps=1, keep_projector=False
+        )
+        assert list(report.ways) == WAYS
+        assert given["combined + adapter/rate-0.001/step-1"] == ("combined", "?", 1)
+
+    def test_is_a_part_of_what_a_folder_is_of(self, sets, tmp_path):
+        self.compare(sets, tmp_path, steps=1, adapter_steps=1)
+        data, space = sets
+        fewer = Manifest(list(space)[:-1], source=space.source)
+        with pytest.raises(ConfigError, match="utterances of the space was"):
+            self.compare((data, fewer), tmp_path, steps=1, adapter_steps=1)
+
+    def test_is_not_of_the_test_part(self, sets, tmp_path):
+        data, space = sets
+        judged = data.parts["test"][0]
+        more = Manifest([*space, replace(judged, id="again", speaker="s0")])
+        with pytest.raises(ConfigError, match=f"'again' is '{judged.id}' of the test part; leave"):
+            self.compare((data, more), tmp_path)
+        assert not list(tmp_path.rglob("report.json"))
+
+    def test_of_too_few_is_named_before_anything_is_trained(self, sets, tmp_path):
+        data, space = sets
+        few = Manifest([row for row in space if row.speaker != "s0" or row.id == space[0].id])
+        with pytest.raises(ConfigError, match="speaker 's0' has one utterance"):
+            self.compare((data, few), tmp_path)
+        assert not list(tmp_path.rglob("report.json"))
+
+    def test_a_label_of_nothing_is_named(self, sets, tmp_path):
+        with pytest.raises(ConfigError, match="space_label: is of space_data, and there is none"):
+            self.compare((sets[0], None), tmp_path, space_label="mood")
+
+
 class TestRuns:
     def test_that_stopped_go_on(self, done, tmp_path, speech, monkeypatch):
         output, _ = done
@@ -332,6 +452,18 @@ class TestCommand:
         for word in (*WAYS, "Davies-Bouldin", "5-shot", "two_step.json and the models"):
             assert word in said
         assert (tmp_path / "two_step.json").exists()
+
+    def test_runs_with_utterances_for_step_one(self, tmp_path, speech, capsys):
+        of = {name: [row for row in speech if row.speaker in name] for name in ("s0s1", "s2s3s4s5")}
+        for name, rows in of.items():
+            write_manifest(Manifest(rows), tmp_path / f"{name}.jsonl")
+        more = "--data", str(tmp_path / "s2s3s4s5.jsonl"), "--space-label", "speaker"
+        few = "--space-data", str(tmp_path / "s0s1.jsonl"), "--batch-size", "4"
+        assert self.command(speech, tmp_path / "out", *more, *few) == 0
+        assert "classified + end-to-end" in capsys.readouterr().out
+        same = "--space-data", str(speech.source)
+        assert self.command(speech, tmp_path / "same", *more, *same) == 2
+        assert "of the test part; leave it out of step one" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("more", "code", "words"),

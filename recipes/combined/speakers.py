@@ -1,0 +1,39 @@
+"""Who it is that says a number, in any of eight languages: few labels a voice.
+
+Step one has 32 voices, and the voices that are told apart, by a few labelled utterances of each,
+are others: 20 to choose settings by, or the 20 of the test, of whom hubert-mini has heard none.
+Labelled utterances, those that validate and those that are judged are of different texts; each may
+be of any language, so that what is judged is most often of a language that its voice has no label
+in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.combined.spoken import numbers, speak
+from recipes.interventional.speech import variants
+from speechft.data import Manifest
+from speechft.evaluation import EvaluationData
+from speechft.methods.two_step_config import TwoStepConfig
+
+CONFIG = TwoStepConfig(
+    label="speaker", layer=2, tuned_layers=2, mining="hard", dropout=0.1, keep_projector=False,
+    end_to_end_dropout=0.5, steps=300, adapter_steps=50, learning_rates=(1e-3,),
+    adapter_learning_rate=3e-3, shots=(1, 2),
+)  # fmt: skip
+LABELLED = (2, 4)
+TEXTS = {"space": 2, "train": 1, "validation": 1, "test": 2}
+
+
+def prepare(work: Path, part: str) -> tuple[EvaluationData, Manifest | None]:
+    """What is learnt from and judged on, of voices to choose by or of those of the test."""
+    known, first, made = variants(), 0, {}
+    texts = numbers(sum(TEXTS.values()), 1)
+    for name, count in TEXTS.items():
+        voices = known["train"] if name == "space" else known[part]
+        place = name if name == "space" else f"{part}-{name}"
+        made[name] = speak(work, place, voices, texts[first : first + count])
+        first += count
+    space = made.pop("space")
+    return EvaluationData(f"voices ({part})", made), space
