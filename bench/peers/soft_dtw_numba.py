@@ -141,12 +141,16 @@ def from_cost(
     parallel: bool = True,
 ) -> Tensor:
     """Soft-DTW (B,) of costs (B, N, M); ``parallel`` spreads the pairs over numba's threads."""
+    threads = torch.get_num_threads()
     if parallel:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     full = torch.ones(len(cost), dtype=torch.int64)
     n = full * cost.shape[1] if x_lengths is None else x_lengths
     m = full * cost.shape[2] if y_lengths is None else y_lengths
     value: Tensor = _SoftDTW.apply(cost, n, m, gamma, parallel)  # type: ignore[no-untyped-call]
+    # As it starts its threads numba sets OpenMP's number of them, which torch has in common.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
     return value
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,3 +59,17 @@ def test_programme_alone_keeps_the_dtype_of_the_cost():
     assert single[0].dtype == single[1].dtype == torch.float32
     # float32 all through: close, and not as close as float64 rounded at the end
     assert 1e-9 < float((single[1] - exact[1]).abs().max()) < 1e-3
+
+
+def test_leaves_torch_the_threads_that_it_has():
+    """In a process of its own: numba starts its threads once, and OpenMP's number is common."""
+    code = (
+        "import torch; from speechft.bench.peers import soft_dtw_numba as peers; "
+        "torch.set_num_threads(1); peers.from_cost(torch.rand(2, 3, 4), gamma=1.0); "
+        "import numba; print(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)"
+    )
+    many = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=many, check=True
+    )
+    assert done.stdout.split() == ["1", "2"]
