@@ -70,12 +70,13 @@ class Engines:
         with tempfile.TemporaryDirectory() as folder:
             wave, labels = Path(folder) / "said.wav", Path(folder) / "said.lab"
             script = Path(folder) / "say.scm"
-            # The program looks for its library where the package would be installed: say where.
+            # The program looks for its library where the package would be installed: say where. If
+            # it is installed there as well, it has looked for voices by now: let it look again.
             script.write_text(
                 f'(set! datadir "{share}")\n(set! libdir "{share}/")\n'
                 f"(set! load-path (cons libdir nil))\n"
                 f'(set! voice-path (cons "{share}/voices/" nil))\n'
-                f'(load "{share}/init.scm")\n(voice_{voice})\n'
+                f'(load "{share}/init.scm")\n(search-for-voices)\n(voice_{voice})\n'
                 f'(set! said (utt.synth (Utterance Text "{quoted}")))\n'
                 f'(utt.save.wave said "{wave}" \'riff)\n(utt.save.segs said "{labels}")\n',
                 encoding="latin-1",
