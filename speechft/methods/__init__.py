@@ -6,7 +6,8 @@ import difflib
 
 from speechft.errors import ConfigError
 from speechft.methods.base import Method, MethodConfig, MethodOutput
-from speechft.methods.classification import Classification, ClassificationConfig
+from speechft.methods.classification import Classification
+from speechft.methods.classification_config import ClassificationConfig
 from speechft.methods.combined import Combined
 from speechft.methods.combined_config import CombinedConfig
 from speechft.methods.dino import Dino

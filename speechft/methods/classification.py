@@ -13,133 +13,38 @@ Source: Snyder et al., "X-vectors", ICASSP 2018; with margins, Deng et al., CVPR
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from speechft.augment import RandomCrop, SpecAugment, fold_in
 from speechft.data import Manifest, SpeechDataset
-from speechft.errors import ConfigError, SpeechftError
+from speechft.errors import ConfigError
 from speechft.evaluation.metrics import uar
 from speechft.losses import AAMSoftmaxLoss, LossGate
 from speechft.methods.base import MethodOutput
-from speechft.methods.dino_parts import AUGMENTATIONS, crop_augmentation, stack
-from speechft.methods.selection import SelectingMethod, SelectionConfig
-from speechft.methods.tuning import Trained, Tuning, check_tuning, tuned
+from speechft.methods.classification_config import ClassificationConfig
+from speechft.methods.dino_parts import crop_augmentation, stack
+from speechft.methods.selection import SelectingMethod
+from speechft.methods.tuning import Tuning, tuned
 from speechft.models import EmbeddingModel, load_backbone
 from speechft.models.adapter import ResidualAdapter
 from speechft.models.classifier import (
     Classifier,
-    HeadKind,
     LinearHead,
     classes_of,
     is_classifier_folder,
     load_adapter,
     load_head,
 )
-from speechft.models.embedding import Affine, Pooling
 from speechft.training.loader import NoneAlone, TrainingData, speech_data
 from speechft.training.settings import TrainingSettings
 from speechft.training.vectors import vector_data, vectors_of
 
-_Gate = Literal["none", "fixed", "dynamic"]
 _KEY_CROP, _KEY_AUGMENT, _KEY_MASKS = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class ClassificationConfig(SelectionConfig):
-    """Settings of supervised training.
-
-    Args:
-        label: of the manifest.
-        loss: ``"cross_entropy"``, or ``"aam"`` for an angular margin.
-        margin, scale, sub_centers, margin_warmup_steps, top_k, top_k_margin: of the second; see
-            :class:`speechft.losses.AAMSoftmaxLoss`.
-        train: what trains besides the head: nothing (``"head"``, a linear probe), the layers from
-            ``"affine"`` or from ``"pooling"`` (with the weighting of layers) on, ``"all"``, or
-            adapters of low rank in a speech foundation model's attention and what is above it
-            (``"lora"``). The rest is frozen and in eval mode.
-        lora_rank: of the adapters, which are merged when the model is written.
-        tuned_layers: of a speech foundation model with ``"all"``, from the top; None: all. Its
-            convolutions stay frozen.
-        chunk_seconds: cut from each utterance, or from and to; a shorter one is taken whole. None:
-            whole utterances.
-        augmentation: ``"none"``, ``"student"``, ``"teacher"`` or a YAML chain; see
-            :class:`~speechft.methods.DinoConfig`.
-        noise, rooms: folders of recordings for it; None: synthesized.
-        spec_augment: mask log-mel features: 5 frames and 8 bands at most.
-        dropout: of the vector.
-        adapter_size: of the bottleneck of a :class:`~speechft.models.adapter.ResidualAdapter`
-            between the vector and the head, which trains with the head; 0: none.
-        loss_gate: leave out of each batch what its loss says is labelled wrong, as pseudo-labels
-            are in part: above a ``"fixed"`` threshold, or a ``"dynamic"`` one that is found anew
-            after each epoch; see :class:`speechft.losses.LossGate`.
-        loss_gate_threshold: the fixed one.
-        size, pooling, layer, affine: of a model that is made anew; see
-            :class:`speechft.models.EmbeddingSpec`.
-        start_head: folder of a classifier of the same classes to go on from.
-        validation, groups, part, validate_every: hold utterances out and keep the state that has
-            the highest UAR on them (whole, unperturbed); see
-            :class:`~speechft.methods.selection.SelectionConfig`.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    label: str = "speaker"
-    loss: HeadKind = "aam"
-    margin: float = 0.2
-    scale: float = 30.0
-    sub_centers: int = 1
-    margin_warmup_steps: int = 0
-    top_k: int = 0
-    top_k_margin: float = 0.1
-    train: Trained = "all"
-    lora_rank: int = 8
-    tuned_layers: int | None = None
-    chunk_seconds: float | tuple[float, float] | None = 4.0
-    augmentation: str = "student"
-    noise: str | None = None
-    rooms: str | None = None
-    spec_augment: bool = False
-    dropout: float = 0.0
-    adapter_size: int = 0
-    loss_gate: _Gate = "none"
-    loss_gate_threshold: float = 1.0
-    size: int = 256
-    pooling: Pooling | None = None
-    layer: int | None = None
-    affine: Affine = "linear"
-    start_head: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, known in (("train", Trained), ("loss", HeadKind), ("loss_gate", _Gate)):
-            value = getattr(self, name)
-            if value not in get_args(known):
-                raise ConfigError(
-                    f"{name}: wants one of {', '.join(get_args(known))}; got {value!r}"
-                )
-        if self.chunk_seconds is not None:
-            try:
-                RandomCrop(self.chunk_seconds)
-            except SpeechftError as error:
-                raise ConfigError(f"chunk_{error}") from error
-        if self.augmentation not in AUGMENTATIONS and not Path(self.augmentation).is_file():
-            raise ConfigError(
-                f"augmentation: {self.augmentation!r} is no file, and none of "
-                f"{', '.join(AUGMENTATIONS)}"
-            )
-        if self.size < 1:
-            raise ConfigError(f"size: wants at least 1, got {self.size}")
-        if self.adapter_size < 0:
-            raise ConfigError(f"adapter_size: wants 0 or more, got {self.adapter_size}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout: wants 0 to below 1, got {self.dropout}")
-        check_tuning(self.train, self.tuned_layers, self.lora_rank)
 
 
 class Classification(SelectingMethod):

@@ -20,7 +20,7 @@ from speechft.data import Manifest, write_manifest
 from speechft.errors import ConfigError
 from speechft.evaluation.embeddings import Embeddings
 from speechft.evaluation.metrics import coverage, normalized_mutual_information, purity
-from speechft.methods.classification import ClassificationConfig
+from speechft.methods.classification_config import ClassificationConfig
 from speechft.methods.pseudo_labels import PseudoLabels, pseudo_labels
 from speechft.methods.refine import read_data
 from speechft.methods.stages import Stage, read_stages

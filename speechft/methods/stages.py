@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechft.errors import ConfigError
-from speechft.methods.classification import ClassificationConfig
+from speechft.methods.classification_config import ClassificationConfig
 from speechft.methods.tuning import Trained
 from speechft.training import TrainingSettings
 

@@ -26,7 +26,7 @@ from speechft.errors import ConfigError
 from speechft.evaluation.layouts import EvaluationData, read_evaluation_data
 from speechft.evaluation.metrics import accuracy, macro_f1, micro_f1, uar
 from speechft.evaluation.splits import Split, random_split
-from speechft.methods.classification import ClassificationConfig
+from speechft.methods.classification_config import ClassificationConfig
 from speechft.methods.prediction import predict
 from speechft.methods.refine import refine
 from speechft.methods.resuming import check_same, digests

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from speechft.errors import ConfigError
 from speechft.methods.base import check_numbers
-from speechft.methods.classification import ClassificationConfig
+from speechft.methods.classification_config import ClassificationConfig
 from speechft.methods.combined_config import LOSSES, CombinedConfig
 from speechft.methods.weights import parse_weights
 from speechft.training import TrainingSettings

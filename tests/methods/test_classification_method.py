@@ -20,7 +20,8 @@ from speechft.augment import fold_in, make_keys
 from speechft.data import Manifest, SpeechDataset
 from speechft.errors import ConfigError, InterruptedRun
 from speechft.losses import AAMSoftmaxLoss, LossGate
-from speechft.methods.classification import Classification, ClassificationConfig, check_repeated
+from speechft.methods.classification import Classification, check_repeated
+from speechft.methods.classification_config import ClassificationConfig
 from speechft.methods.prediction import predict
 from speechft.methods.refine import refine
 from speechft.models import EmbeddingSpec, load_embedding, make_embedding

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from speechft.errors import ConfigError
-from speechft.methods.classification import ClassificationConfig
+from speechft.methods.classification_config import ClassificationConfig
 from speechft.methods.stages import STAGES, Stage, override, read_stages
 
 
