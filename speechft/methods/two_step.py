@@ -19,6 +19,7 @@ pretrained models in speech analysis", SLT 2022.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from speechft.data import Manifest
+from speechft.data import Manifest, Utterance
 from speechft.errors import ConfigError
 from speechft.evaluation.layouts import EvaluationData
 from speechft.evaluation.metrics import accuracy, uar
@@ -61,8 +62,8 @@ def two_step(
             train, validation and test are used as they are; without them the seed divides.
         output: a folder.
         config: how.
-        space_data: what step one improves the space on, all of it; as ``data``. None: on the
-            utterances that the classifier is trained on.
+        space_data: what step one improves the space on, all parts of it: a manifest, a folder in an
+            official layout, or such data. None: the utterances that the classifier is trained on.
         layout: of the data.
         device: to train on.
 
@@ -82,10 +83,11 @@ def two_step(
     label = config.label or read.label or "speaker"
     config = replace(config, label=label)
     manifest, folder = whole(read), Path(output)
-    space = _space(space_data, layout, config)
+    space = _space(space_data, config)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     report = TwoStepReport(str(model), read.name, config, folder)
+    report.space_utterances = None if space is None else len(space)
     for seed in range(config.seeds):
         splits = label_splits(read, label, config.groups or read.groups, seed, folds=config.folds)
         found: dict[str, list[Found]] = {}
@@ -107,7 +109,7 @@ def two_step(
     return report
 
 
-def _space(data: Any, layout: str, config: TwoStepConfig) -> Manifest | None:
+def _space(data: Any, config: TwoStepConfig) -> Manifest | None:
     """Step one's own utterances, if it has any: such that it can be trained on them."""
     from speechft.evaluation.tasks.base import whole
 
@@ -115,7 +117,7 @@ def _space(data: Any, layout: str, config: TwoStepConfig) -> Manifest | None:
         if config.space_label is not None:
             raise ConfigError("space_label: is of space_data, and there is none")
         return None
-    space = whole(data if isinstance(data, EvaluationData) else read_named(data, layout))
+    space = whole(data if isinstance(data, EvaluationData) else read_named(data, "auto"))
     if config.pairs == "labels":
         label = config.label_of(True)
         check_classes(space, label)
@@ -125,13 +127,17 @@ def _space(data: Any, layout: str, config: TwoStepConfig) -> Manifest | None:
 
 def _check_apart(space: Manifest, test: Manifest) -> None:
     """Nobody learns from what is judged on, not even without its label."""
-    judged = {(row.audio, row.start, row.end): row.id for row in test}
+    judged: dict[Any, list[Utterance]] = {}
+    for row in test:
+        judged.setdefault(row.audio, []).append(row)
     for row in space:
-        other = judged.get((row.audio, row.start, row.end))
-        if other is not None:
-            raise ConfigError(
-                f"space_data: {row.id!r} is {other!r} of the test part; leave it out of step one"
-            )
+        for other in judged.get(row.audio, []):
+            ends = [math.inf if one.end is None else one.end for one in (row, other)]
+            if max(row.start, other.start) < min(ends):
+                raise ConfigError(
+                    f"space_data: {row.id!r} has samples of {other.id!r} of the test part; leave "
+                    "it out of step one"
+                )
 
 
 def _few(manifest: Manifest, rows: list[int], config: TwoStepConfig, seed: int) -> list[int]:

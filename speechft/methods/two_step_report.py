@@ -22,6 +22,7 @@ class TwoStepReport:
         ways: figures by way, and in them by name, one a seed.
         chosen: by way, of each seed and fold: what the validation part chose, and its figures.
         seconds: wall clock of the call that made the report.
+        space_utterances: how many step one had of its own; None: it had those of the others.
     """
 
     model: str
@@ -31,6 +32,7 @@ class TwoStepReport:
     ways: dict[str, Cell] = field(default_factory=dict)
     chosen: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
     seconds: float = 0.0
+    space_utterances: int | None = None
 
     def add(self, way: str, figures: dict[str, float], chosen: list[dict[str, Any]]) -> None:
         """The figures of one more seed."""
@@ -43,7 +45,7 @@ class TwoStepReport:
         """Write ``two_step.json``."""
         content = {
             "model": self.model, "data": self.data, "config": asdict(self.config),
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds, 1), "space_utterances": self.space_utterances,
             "ways": {
                 way: {"figures": cell.figures, "chosen": self.chosen[way]}
                 for way, cell in self.ways.items()
@@ -74,4 +76,6 @@ class TwoStepReport:
             for row in rows
         ]
         title = f"{self.config.label} of {self.data}, from {self.model}; {self.seconds:.0f} s"
+        if self.space_utterances is not None:
+            title += f"\nstep one, and what is classified first: {self.space_utterances} utterances"
         return "\n".join([title, *lines])

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,14 +15,14 @@ from torch.nn.functional import normalize
 from toy_corpus import toys
 
 from speechft.cli import main
-from speechft.data import Manifest, SpeechDataset, write_manifest
+from speechft.data import Manifest, SpeechDataset, Utterance, write_manifest
 from speechft.errors import ConfigError, InterruptedRun, ManifestError
 from speechft.evaluation.layouts import EvaluationData
 from speechft.evaluation.metrics import accuracy, davies_bouldin, k_shot_accuracy, uar
 from speechft.methods import two_step_ways as module
 from speechft.methods.prediction import predict
 from speechft.methods.transfer_report import Cell
-from speechft.methods.two_step import two_step
+from speechft.methods.two_step import _check_apart, two_step
 from speechft.methods.two_step_config import PART, TwoStepConfig
 from speechft.methods.two_step_report import TwoStepReport
 from speechft.models.classifier import load_classifier
@@ -260,6 +261,8 @@ class TestStepOneWithUtterancesOfItsOwn:
         report = self.compare(sets, tmp_path)
         classified = ["classified + adapter", "classified + end-to-end"]
         assert list(report.ways) == [*WAYS, *classified]
+        assert "what is classified first: 16 utterances\n" in str(report)
+        assert json.loads((tmp_path / "two_step.json").read_text())["space_utterances"] == 16
         others, few, kind = "s0s1s2s3", "s4s5", "classification"
         assert given == {
             "end-to-end/rate-0.001": (kind, few, 7),
@@ -311,9 +314,28 @@ class TestStepOneWithUtterancesOfItsOwn:
         data, space = sets
         judged = data.parts["test"][0]
         more = Manifest([*space, replace(judged, id="again", speaker="s0")])
-        with pytest.raises(ConfigError, match=f"'again' is '{judged.id}' of the test part; leave"):
+        with pytest.raises(ConfigError, match=f"'again' has samples of '{judged.id}' of the"):
             self.compare((data, more), tmp_path)
         assert not list(tmp_path.rglob("report.json"))
+
+    @pytest.mark.parametrize(
+        ("judged", "learnt", "apart"),
+        [
+            ((0.0, None), (0.0, None), False),
+            ((0.0, 1.0), (0.5, None), False),
+            ((2.0, 3.0), (0.0, 2.5), False),
+            ((0.0, 1.0), (1.0, None), True),
+            ((1.0, None), (0.0, 1.0), True),
+        ],
+    )
+    def test_is_not_of_the_test_part_in_part(self, judged, learnt, apart):
+        """Seconds of one file, from and to."""
+        test, space = (
+            Manifest([Utterance(name, "one.wav", start=times[0], end=times[1])])
+            for name, times in (("a", judged), ("b", learnt))
+        )
+        with nullcontext() if apart else pytest.raises(ConfigError, match="'b' has samples of 'a'"):
+            _check_apart(space, test)
 
     def test_of_too_few_is_named_before_anything_is_trained(self, sets, tmp_path):
         data, space = sets
@@ -463,7 +485,7 @@ class TestCommand:
         assert "classified + end-to-end" in capsys.readouterr().out
         same = "--space-data", str(speech.source)
         assert self.command(speech, tmp_path / "same", *more, *same) == 2
-        assert "of the test part; leave it out of step one" in capsys.readouterr().err
+        assert "of the test part; leave it out of" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("more", "code", "words"),
