@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,13 +123,18 @@ class Judge:
         settings = self.settings(config.adapter_steps, config.adapter_learning_rate)
         return self.train("classification", start, config.classification("head"), folder, settings)
 
-    def classify(self, rate: float) -> Path:
-        """A classifier of step one's own utterances; the ways that begin with it share it."""
+    def improve(self, method: Literal["combined", "classification"], rate: float) -> Path:
+        """Step one; on utterances of its own it is the same in every fold, and is run once."""
+        own = self.space is not None
+        if own:
+            folder = self.place.parents[1] / "step-1" / method / f"rate-{rate:g}"
+        else:
+            folder = self.place / f"rate-{rate:g}" / "step-1"
+        config: MethodConfig = self.config.combined(own=own)
+        if method == "classification":
+            config = self.config.classification("all", own=own)
         settings = self.settings(self.config.steps, rate)
-        return self.train(
-            "classification", self.model, self.config.classification("all", own=True),
-            self.place.parent / f"classified/rate-{rate:g}", settings, data=self.space,
-        )  # fmt: skip
+        return self.train(method, self.model, config, folder, settings, data=self.space)
 
     def best_rate(self, train: Callable[[float, Path], Path]) -> tuple[Path, dict[str, Any]]:
         """The classifier whose learning rate is best on the validation part, and what was tried."""
@@ -214,22 +219,19 @@ def _end_to_end(judge: Judge) -> Found:
 
 def _combined(judge: Judge) -> Found:
     """Combined losses, and then an adapter and a head on what they made."""
-    config = judge.config
-
-    def train(rate: float, folder: Path) -> Path:
-        one = judge.train(
-            "combined", judge.model, config.combined(own=judge.space is not None),
-            folder / "step-1", judge.settings(config.steps, rate), data=judge.space,
-        )  # fmt: skip
-        return judge.adapt(one, folder / "step-2")
-
-    return judge.found(*judge.best_rate(train))
+    return judge.found(
+        *judge.best_rate(
+            lambda rate, folder: judge.adapt(judge.improve("combined", rate), folder / "step-2")
+        )
+    )
 
 
 def _classified(judge: Judge) -> Found:
     """A classifier of step one's own utterances; then an adapter and a head on what it made."""
     return judge.found(
-        *judge.best_rate(lambda rate, folder: judge.adapt(judge.classify(rate), folder))
+        *judge.best_rate(
+            lambda rate, folder: judge.adapt(judge.improve("classification", rate), folder)
+        )
     )
 
 
@@ -238,10 +240,9 @@ def _classified_end_to_end(judge: Judge) -> Found:
     config = judge.config
 
     def train(rate: float, folder: Path) -> Path:
+        first = judge.improve("classification", rate)
         settings = judge.settings(config.adapter_steps, rate)
-        return judge.train(
-            "classification", judge.classify(rate), config.classification("all"), folder, settings
-        )
+        return judge.train("classification", first, config.classification("all"), folder, settings)
 
     return judge.found(*judge.best_rate(train))
 

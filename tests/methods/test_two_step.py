@@ -242,13 +242,9 @@ class TestStepOneWithUtterancesOfItsOwn:
         refine = module.refine
 
         def spying(**named):
-            where = (
-                named["output"]
-                .relative_to(
-                    named["output"].parents[named["output"].parts[::-1].index("fold-0") - 1]
-                )
-                .as_posix()
-            )
+            parts = named["output"].parts
+            after = parts.index("seed-0") + 1
+            where = "/".join(parts[after + (parts[after] == "fold-0") :])
             who = sorted({str(row.speaker) for row in named["data"]})
             assert where not in found  # nothing is trained twice
             found[where] = named["method"], "".join(who), named["training"].steps
@@ -266,14 +262,14 @@ class TestStepOneWithUtterancesOfItsOwn:
         others, few, kind = "s0s1s2s3", "s4s5", "classification"
         assert given == {
             "end-to-end/rate-0.001": (kind, few, 7),
-            "combined + adapter/rate-0.001/step-1": ("combined", others, 4),
+            "step-1/combined/rate-0.001": ("combined", others, 4),
             "combined + adapter/rate-0.001/step-2": (kind, few, 3),
-            "classified/rate-0.001": (kind, others, 4),
+            "step-1/classification/rate-0.001": (kind, others, 4),
             "classified + adapter/rate-0.001": (kind, few, 3),
             "classified + end-to-end/rate-0.001": (kind, few, 3),
         }
         place = tmp_path / "seed-0" / "fold-0"
-        first = load_classifier(place / "classified" / "rate-0.001")
+        first = load_classifier(tmp_path / "seed-0/step-1/classification/rate-0.001")
         adapted, tuned = (load_classifier(place / way / "rate-0.001") for way in classified)
         assert (first.classes, adapted.classes) == (("s0", "s1", "s2", "s3"), ("s4", "s5"))
         assert adapted.adapter is not None
@@ -289,9 +285,20 @@ class TestStepOneWithUtterancesOfItsOwn:
             w: c.figures for w, c in report.ways.items()
         }
 
+    def test_is_run_once_for_all_folds(self, speech, tmp_path, given):
+        own = Manifest([row for row in speech if row.speaker in ("s0", "s1")])
+        others = Manifest([row for row in speech if row.speaker not in ("s0", "s1")])
+        self.compare(
+            (EvaluationData("toys", {"all": others}), own), tmp_path, label="mood",
+            space_label="speaker", groups="speaker", folds=2, steps=1, adapter_steps=1,
+        )  # fmt: skip
+        kinds = [name.split("/")[0] for name in given]
+        assert kinds.count("step-1") == 2  # combined, and a classifier
+        assert kinds.count("fold-1") == len(kinds) - 2 - kinds.count("fold-1") == 4
+
     def test_may_have_another_label(self, sets, tmp_path, given):
         self.compare(sets, tmp_path, space_label="mood", steps=1, adapter_steps=1)
-        first = load_classifier(tmp_path / "seed-0/fold-0/classified/rate-0.001")
+        first = load_classifier(tmp_path / "seed-0/step-1/classification/rate-0.001")
         assert (first.label, first.classes) == ("mood", ("bright", "dark"))
 
     def test_of_views_wants_none(self, sets, tmp_path, given):
@@ -301,7 +308,7 @@ class TestStepOneWithUtterancesOfItsOwn:
             (data, bare), tmp_path, pairs="views", steps=1, adapter_steps=1, keep_projector=False
         )
         assert list(report.ways) == WAYS
-        assert given["combined + adapter/rate-0.001/step-1"] == ("combined", "?", 1)
+        assert given["step-1/combined/rate-0.001"] == ("combined", "?", 1)
 
     def test_is_a_part_of_what_a_folder_is_of(self, sets, tmp_path):
         self.compare(sets, tmp_path, steps=1, adapter_steps=1)
