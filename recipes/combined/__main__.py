@@ -4,7 +4,8 @@
     python -m recipes.combined language --work runs/combined
 
 Settings are those of each task's ``CONFIG``, chosen on voices of their own (``--choose`` runs on
-these). Goes on where it stopped. Writes ``TASK/report-test.md`` into the work folder.
+these). Goes on where it stopped. Writes ``TASK/report-test.md`` and its
+picture into the work folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.combined import languages, speakers
-from recipes.combined.report import table
+from recipes.combined.report import draw, table
 from speechft.methods.two_step import two_step
 
 TASKS: dict[str, Any] = {"language": languages, "speaker": speakers}
@@ -54,6 +55,7 @@ def main() -> None:
         )
         print(reports[labelled], flush=True)
     (folder / f"report-{part}.md").write_text(table(reports) + "\n", encoding="utf-8")
+    draw(reports, folder / f"report-{part}.png")
 
 
 if __name__ == "__main__":
