@@ -2,9 +2,9 @@
 
 Step one has 32 voices, and the voices that are told apart, by a few labelled utterances of each,
 are others: 20 to choose settings by, or the 20 of the test, of whom hubert-mini has heard none.
-Labelled utterances, those that validate and those that are judged are of different texts; each may
-be of any language, so that what is judged is most often of a language that its voice has no label
-in.
+Labelled utterances, those that validate and those that are judged are of different texts. The few
+labels of a voice are each in another language, so that 3 in 4 of what is judged, or half, are in a
+language that the voice has no label in.
 """
 
 from __future__ import annotations
