@@ -23,7 +23,7 @@ are held out of the training data. Triplets are made within a batch, in which ev
 encoded once and is an anchor, where the release draws three utterances for each.
 
 What comes out is an embedding model with the projector in it; or, with ``keep_projector=False``,
-one of what is pooled, whose losses alone were of what the projector made.
+one of what is pooled: then the projector was for the losses alone.
 
 Source: Lux, Chen & Vu, "Combining contrastive and non-contrastive losses for fine-tuning
 pretrained models in speech analysis", SLT 2022.
@@ -112,6 +112,11 @@ class Combined(SelectingMethod):
             )
         self.model = model if config.keep_projector else model.without_affine()
         self.projector = None if config.keep_projector else model.affine
+        if not tuned(self.model):
+            raise ConfigError(
+                f"train: with {config.train} nothing of what is kept would train; tune more, or "
+                "keep_projector"
+            )
         self.dropout = nn.Dropout(config.dropout)
         self.weights = config.weights
         self.losses = make_losses(

@@ -101,12 +101,8 @@ class CombinedConfig(SelectionConfig):
             raise ConfigError(f"selection: wants shots or pairs, got {self.selection!r}")
         if self.train == "head":
             raise ConfigError("train: with head nothing would train; use affine for the projector")
-        if not self.keep_projector and (self.affine == "none" or self.train == "affine"):
-            raise ConfigError(
-                "keep_projector: without the projector nothing that trains would be left"
-                if self.train == "affine"
-                else "keep_projector: with affine none there is no projector to leave out"
-            )
+        if not self.keep_projector and self.affine == "none":
+            raise ConfigError("keep_projector: with affine none there is no projector to leave out")
         check_tuning(self.train, self.tuned_layers, self.lora_rank)
         check_numbers(
             self, at_least={"each": 2, "margin": 0, "barlow_lambda": 0, "size": 1, "shots": 1},

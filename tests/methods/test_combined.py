@@ -492,6 +492,14 @@ class TestErrors:
         with pytest.raises(ConfigError, match="label: utterance 'bare' has no 'mood'; give it one"):
             run(tmp_path, Manifest([*speech, bare]))
 
+    @pytest.mark.parametrize("train", ["affine", "pooling"])
+    def test_nothing_that_trains_is_kept(self, train):
+        """A mean over the frames of one layer has nothing to train."""
+        spec = EmbeddingSpec("encoder", size=16, affine="projector", pooling="mean", layer=1)
+        model = make_embedding(spec, encoder=models.tiny("hubert"))
+        with pytest.raises(ConfigError, match=f"train: with {train} nothing of what is kept"):
+            method(model, train=train, keep_projector=False)
+
     def test_a_model_without_a_projector_has_none_to_leave_out(self, tmp_path, speech):
         run(tmp_path / "one", speech, keep_projector=False, training=settings(steps=2))
         with pytest.raises(ConfigError, match="keep_projector: the model has no projector"):
@@ -520,7 +528,6 @@ class TestErrors:
             ({"chunk_seconds": 0}, "chunk_seconds: wants"),
             ({"validation": 2.0}, "validation: wants 0 to below 1"),
             ({"keep_projector": False, "affine": "none"}, "keep_projector: with affine none"),
-            ({"keep_projector": False, "train": "affine"}, "keep_projector: without the projector"),
         ],
     )
     def test_of_settings(self, changes, words):
