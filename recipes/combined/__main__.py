@@ -4,8 +4,7 @@
     python -m recipes.combined language --work runs/combined
 
 Settings are those of each task's ``CONFIG``, chosen on voices of their own (``--choose`` runs on
-these). Goes on where it stopped. Writes ``TASK/report-test.md`` and its
-picture into the work folder.
+these). Goes on where it stopped. Writes ``TASK/report-test.md`` and a picture into the work folder.
 """
 
 from __future__ import annotations

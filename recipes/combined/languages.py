@@ -34,9 +34,6 @@ def prepare(work: Path, part: str) -> tuple[EvaluationData, Manifest | None]:
         "choose": known["choose"][8:],
         "test": known["test"],
     }
-    texts, first, made = numbers(sum(TEXTS.values()), 0), 0, {}
-    for name, count in TEXTS.items():
-        made[name] = speak(work, name, voices[name], texts[first : first + count])
-        first += count
+    made = {name: speak(work, name, voices[name], said) for name, said in numbers(TEXTS, 0).items()}
     parts = {"train": made["train"], "validation": made["validation"], "test": made[part]}
     return EvaluationData(f"numbers ({part})", parts), None

@@ -28,12 +28,7 @@ TEXTS = {"space": 2, "train": 1, "validation": 1, "test": 2}
 
 def prepare(work: Path, part: str) -> tuple[EvaluationData, Manifest | None]:
     """What is learnt from and judged on, of voices to choose by or of those of the test."""
-    known, first, made = variants(), 0, {}
-    texts = numbers(sum(TEXTS.values()), 1)
-    for name, count in TEXTS.items():
-        voices = known["train"] if name == "space" else known[part]
-        place = name if name == "space" else f"{part}-{name}"
-        made[name] = speak(work, place, voices, texts[first : first + count])
-        first += count
-    space = made.pop("space")
+    known, texts = variants(), numbers(TEXTS, 1)
+    space = speak(work, "space", known["train"], texts.pop("space"))
+    made = {name: speak(work, f"{part}-{name}", known[part], said) for name, said in texts.items()}
     return EvaluationData(f"voices ({part})", made), space

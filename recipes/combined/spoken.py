@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from speechft.grid import GridSpec, engine, make_grid
 LANGUAGES = ("es", "pt", "it", "ro", "de", "nl", "sv", "da")
 
 
-def numbers(count: int, seed: int) -> list[str]:
-    """Numbers from 121 to 999, all different."""
-    return [str(number) for number in random.Random(seed).sample(range(121, 1000), count)]
+def numbers(counts: Mapping[str, int], seed: int) -> dict[str, list[str]]:
+    """So many numbers for each part, from 121 to 999, all different."""
+    drawn = iter(random.Random(seed).sample(range(121, 1000), sum(counts.values())))
+    return {part: [str(next(drawn)) for _ in range(count)] for part, count in counts.items()}
 
 
 def speak(work: Path, part: str, voices: Sequence[str], texts: Sequence[str]) -> Manifest:

@@ -14,12 +14,17 @@ from speechft.errors import ConfigError
 
 def digests(model: str | Path, manifest: Manifest, label: str) -> dict[str, str]:
     """What stands for a model, and for labelled utterances."""
-    rows = [(row.id, row.start, row.end, row.label(label)) for row in manifest]
     weights = Path(model) / "model.safetensors"
     return {
         "model": sha256(weights.read_bytes()).hexdigest() if weights.is_file() else str(model),
-        "utterances": sha256(repr(rows).encode()).hexdigest(),
+        "utterances": utterances_digest(manifest, label),
     }
+
+
+def utterances_digest(manifest: Manifest, label: str) -> str:
+    """What stands for labelled utterances."""
+    rows = [(row.id, row.start, row.end, row.label(label)) for row in manifest]
+    return sha256(repr(rows).encode()).hexdigest()
 
 
 def check_same(folder: Path, what: Mapping[str, Any]) -> None:

@@ -88,22 +88,27 @@ def two_step(
     start = time.perf_counter()
     report = TwoStepReport(str(model), read.name, config, folder)
     report.space_utterances = None if space is None else len(space)
-    for seed in range(config.seeds):
+    divided: list[list[Parts]] = []
+    for seed in range(config.seeds):  # all of them before any is trained: what is wrong is said now
         splits = label_splits(read, label, config.groups or read.groups, seed, folds=config.folds)
-        found: dict[str, list[Found]] = {}
-        for fold, split in enumerate(splits):
+        divided.append([])
+        for split in splits:
             if config.labelled is not None:
                 split = split._replace(fit=_few(manifest, split.fit, config, seed))
             parts = Parts(*(rows_of(manifest, rows) for rows in split))
             hold_out(parts.training(), label, share=0.0, part=PART, least=2)  # raises
             if space is not None:
                 _check_apart(space, parts.test)
+            divided[-1].append(parts)
+    for seed, folds in enumerate(divided):
+        found: dict[str, list[Found]] = {}
+        for fold, parts in enumerate(folds):
             place = folder / f"seed-{seed}" / f"fold-{fold}"
             for way, run in ways(config, own=space is not None).items():
                 judge = Judge(str(model), config, parts, place / way, seed, device, space)
                 found.setdefault(way, []).append(judge.kept(run))
-        for way, folds in found.items():
-            report.add(way, _joined(folds), [fold.chosen for fold in folds])
+        for way, each in found.items():
+            report.add(way, _joined(each), [one.chosen for one in each])
         report.seconds = time.perf_counter() - start
         report.write()
     return report

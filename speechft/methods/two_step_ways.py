@@ -26,7 +26,7 @@ from speechft.evaluation.probes import fit_linear
 from speechft.methods.base import MethodConfig
 from speechft.methods.prediction import predict
 from speechft.methods.refine import refine
-from speechft.methods.resuming import check_same, digests
+from speechft.methods.resuming import check_same, digests, utterances_digest
 from speechft.methods.selection import FILE
 from speechft.methods.two_step_config import PART, TwoStepConfig
 from speechft.models import EmbeddingModel, load_backbone
@@ -82,8 +82,8 @@ class Judge:
             for name, value in digests(self.model, rows, label).items()
         }
         if self.space is not None:
-            own = digests(self.model, self.space, self.config.label_of(True))
-            known["utterances of the space"] = own["utterances"]
+            own = self.config.label_of(True)
+            known["utterances of the space"] = utterances_digest(self.space, own)
         settings = {k: v for k, v in asdict(self.config).items() if k != "seeds"}
         check_same(self.place, {**settings, **known, "seed": self.seed})
         path = self.place / "found.json"

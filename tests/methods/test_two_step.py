@@ -285,6 +285,18 @@ class TestStepOneWithUtterancesOfItsOwn:
             w: c.figures for w, c in report.ways.items()
         }
 
+    @pytest.mark.parametrize("speaker", ["s2", "s3", "s4", "s5"])
+    def test_is_not_of_the_test_part_of_any_fold(self, speech, tmp_path, speaker):
+        """And it is said before the first fold is trained, whichever it is of."""
+        others = Manifest([row for row in speech if row.speaker not in ("s0", "s1")])
+        own = Manifest([row for row in speech if row.speaker in ("s0", "s1", speaker)])
+        with pytest.raises(ConfigError, match="of the test part; leave it out of step one"):
+            self.compare(
+                (EvaluationData("toys", {"all": others}), own), tmp_path, label="mood",
+                space_label="speaker", groups="speaker", folds=2,
+            )  # fmt: skip
+        assert not list(tmp_path.rglob("found.json"))
+
     def test_is_run_once_for_all_folds(self, speech, tmp_path, given):
         own = Manifest([row for row in speech if row.speaker in ("s0", "s1")])
         others = Manifest([row for row in speech if row.speaker not in ("s0", "s1")])
