@@ -71,11 +71,12 @@ class Engines:
             wave, labels = Path(folder) / "said.wav", Path(folder) / "said.lab"
             script = Path(folder) / "say.scm"
             # The program looks for its library where the package would be installed: say where. If
-            # it is installed there as well, it has looked for voices by now: let it look again.
+            # it is installed there as well, it has looked for voices and lexicons by now: let it
+            # look for voices again, and say where the lexicons are.
             script.write_text(
                 f'(set! datadir "{share}")\n(set! libdir "{share}/")\n'
                 f"(set! load-path (cons libdir nil))\n"
-                f'(set! voice-path (cons "{share}/voices/" nil))\n'
+                f'(set! voice-path (cons "{share}/voices/" nil))\n(set! lexdir "{share}/dicts/")\n'
                 f'(load "{share}/init.scm")\n(search-for-voices)\n(voice_{voice})\n'
                 f'(set! said (utt.synth (Utterance Text "{quoted}")))\n'
                 f'(utt.save.wave said "{wave}" \'riff)\n(utt.save.segs said "{labels}")\n',
@@ -88,8 +89,11 @@ class Engines:
         program = self.root / "usr/bin" / command[0]
         done = subprocess.run(
             [str(program), *command[1:]],
-            input=stdin, capture_output=True, text=True, env=self.environment, check=True,
+            input=stdin, capture_output=True, text=True, env=self.environment, check=False,
         )  # fmt: skip
+        if done.returncode:
+            said = (done.stdout + done.stderr).strip()
+            raise RuntimeError(f"{program} ended with {done.returncode}: {said or 'no message'}")
         return done.stdout
 
 
