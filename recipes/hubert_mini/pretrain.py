@@ -5,7 +5,14 @@ Units*, TASLP 2021. Of each crop, spans of frames are replaced by a learnt vecto
 transformer, and a linear head predicts every frame's cluster: cross-entropy over masked frames plus
 a weight × over the others. The weight falls from 1 to 0.1 in the first stage: frames that are seen
 teach the convolutions what a spectrum is, several times as fast as masked ones do (a phone probe
-after 300 steps of 8 crops: .50 with 1, .38 with 0.1), and masked ones then teach the rest. Crops
+after 300 steps of 8 crops: .50 with 1, .38 with 0.1), and masked ones then teach the rest.
+
+The last stages ask more of a frame: what is clustered is a frame with its neighbours
+(``Stage.context``), and from each frame the clusters of others are predicted as well
+(``Stage.offsets``), masked or not. A frame that only has to name its own cluster keeps little of
+what is around it, where much of the phone is heard.
+
+Crops
 and masks are functions of the step, so a run that was stopped and resumed is the run that was not.
 Several processes (torchrun) share a batch: each takes its rows, and the gradient is the batch's.
 """
@@ -26,7 +33,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from recipes.hubert_mini.stream import Stream
-from recipes.hubert_mini.targets import HOP, WINDOW, assign, cluster, mfcc
+from recipes.hubert_mini.targets import HOP, WINDOW, assign, cluster, mfcc, stack
 from speechft.models import Encoder, tiny
 
 NO_DROPOUT = dict.fromkeys(
@@ -56,6 +63,9 @@ class Stage:
     seen_weight: tuple[float, float] = (0.1, 0.1)  # at the first step and at the last
     seed: int = 0
     save_every: int = 100
+    context: int = 0  # frames on either side that are clustered with a frame
+    offsets: tuple[int, ...] = (0,)  # of the frames whose clusters a frame predicts
+    precision: str = "float32"  # or "bfloat16": of products, under autocast
 
     def seen_weight_at(self, step: int) -> float:
         """Of the frames that are not masked, in the loss of a step."""
@@ -66,19 +76,20 @@ class Stage:
 class Masked(nn.Module):
     """Encoder and head: crops and mask in, logits out."""
 
-    def __init__(self, encoder: Encoder, clusters: int) -> None:
+    def __init__(self, encoder: Encoder, clusters: int, offsets: int = 1) -> None:
         super().__init__()
         self.encoder = encoder
+        self.offsets = offsets
         encoder.hf_model.masked_spec_embed.requires_grad_(True)
-        self.head = nn.Linear(encoder.hidden_size, clusters)
+        self.head = nn.Linear(encoder.hidden_size, offsets * clusters)
 
     def forward(self, waveforms: Tensor, mask: Tensor) -> Tensor:
-        """(B, n), (B, T) bool -> (B, T, clusters). No crop is padded, so no length is needed."""
+        """(B, n), (B, T) bool -> (B, T, O, clusters) float32. No crop is padded, so no length."""
         model = self.encoder.hf_model
         frames = model.feature_projection(model.feature_extractor(waveforms).transpose(1, 2))
         frames = torch.where(mask[..., None], model.masked_spec_embed, frames)
         logits: Tensor = self.head(model.encoder(frames).last_hidden_state)
-        return logits
+        return logits.float().view(*mask.shape, self.offsets, -1)
 
 
 def new_encoder(seed: int = 0) -> Encoder:
@@ -95,17 +106,21 @@ def make_targets(
         saved = _load(path, stage)
         return saved["targets"], saved["centres"]
     features = list(_features(stream, stage, encoder))
-    frames = torch.cat(features)
+    total = sum(map(len, features))
     rng = np.random.default_rng(stage.seed)
-    sample = rng.choice(len(frames), min(SAMPLED_FRAMES, len(frames)), replace=False)
-    means, inertia = cluster(frames[np.sort(sample)].numpy(), stage.clusters, seed=stage.seed)
+    sampled = torch.zeros(total, dtype=torch.bool)
+    sampled[rng.choice(total, min(SAMPLED_FRAMES, total), replace=False)] = True
+    # Neighbours are stacked an utterance at a time: of all frames they would take gigabytes.
+    parts = zip(features, torch.split(sampled, [len(feature) for feature in features]), strict=True)
+    sample = torch.cat([stack(feature, stage.context)[chosen] for feature, chosen in parts])
+    means, inertia = cluster(sample.numpy(), stage.clusters, seed=stage.seed)
     centres = torch.from_numpy(means)
     targets = torch.full((stream.total_frames,), -100, dtype=torch.int16)
     for start, feature in zip(stream.starts, features, strict=True):
-        targets[start : start + len(feature)] = assign(feature, centres)
+        targets[start : start + len(feature)] = assign(stack(feature, stage.context), centres)
     _save({"targets": targets, "centres": centres, "stage": asdict(stage)}, path)
     used = len(set(targets[targets >= 0].tolist()))
-    print(f"{stage.name}: {used} clusters of {len(frames)} frames, inertia {inertia:.3f}")
+    print(f"{stage.name}: {used} clusters of {total} frames, inertia {inertia:.3f}")
     return targets, centres
 
 
@@ -132,12 +147,16 @@ def _features(stream: Stream, stage: Stage, encoder: Encoder) -> Iterator[Tensor
 def crops(
     stream: Stream, targets: Tensor, stage: Stage, step: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Waveforms (B, n), targets (B, T) and mask (B, T) of a step."""
+    """Waveforms (B, n), targets (B, T, O), one an offset, and mask (B, T) of a step."""
     rng = np.random.default_rng([stage.seed, step])
     T, n = stage.frames, (stage.frames - 1) * HOP + WINDOW
-    starts = rng.integers(0, stream.total_frames - T - 2, stage.batch)
+    first, last = min(0, *stage.offsets), max(0, *stage.offsets)
+    starts = rng.integers(-first, stream.total_frames - T - 2 - last, stage.batch)
     waveforms = torch.stack([stream.samples[s * HOP : s * HOP + n] for s in starts.tolist()])
-    labels = torch.stack([targets[s : s + T] for s in starts.tolist()])
+    labels = torch.stack([
+        torch.stack([targets[s + offset : s + offset + T] for offset in stage.offsets], -1)
+        for s in starts.tolist()
+    ])  # fmt: skip
     mask = torch.zeros(stage.batch, T, dtype=torch.bool)
     for row, places in enumerate(rng.integers(0, T - stage.span, (stage.batch, stage.spans))):
         for place in places.tolist():
@@ -146,18 +165,21 @@ def crops(
 
 
 def losses(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy summed over masked frames, over the others, and how many masked ones it hit."""
-    hidden, seen = labels.where(mask, -100), labels.where(~mask, -100)
-    flat = logits.flatten(0, 1)
+    """Cross-entropy summed over masked frames, over the others, and how many masked ones it hit.
+
+    Of logits (B, T, O, clusters), labels (B, T, O), -100 where there is none, and mask (B, T).
+    """
+    hidden, seen = labels.where(mask[..., None], -100), labels.where(~mask[..., None], -100)
+    flat = logits.flatten(0, 2)
     right = ((logits.detach().argmax(-1) == hidden) & (hidden >= 0)).sum()
     masked = cross_entropy(flat, hidden.flatten(), reduction="sum")
     return torch.stack([masked, cross_entropy(flat, seen.flatten(), reduction="sum"), right])
 
 
 def counts(labels: Tensor, mask: Tensor) -> Tensor:
-    """What the sums of `losses` are divided by: masked frames, others, masked frames."""
+    """What the sums of `losses` are divided by: targets of masked frames, others, masked ones."""
     known = labels >= 0
-    masked, seen = (known & mask).sum(), (known & ~mask).sum()
+    masked, seen = (known & mask[..., None]).sum(), (known & ~mask[..., None]).sum()
     return torch.stack([masked, seen, masked])
 
 
@@ -185,7 +207,7 @@ def train(
         distributed.barrier()
     targets, _ = make_targets(stream, stage, encoder, folder)
     torch.manual_seed(stage.seed)
-    model = Masked(encoder, stage.clusters).to(device).train()
+    model = Masked(encoder, stage.clusters, len(stage.offsets)).to(device).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -208,7 +230,9 @@ def train(
         batch = crops(stream, targets, stage, step)
         counted = counts(*batch[1:]).to(device)
         waveforms, labels, mask = (tensor[rank::world].to(device) for tensor in batch)
-        sums = losses(model(waveforms, mask), labels, mask)
+        with torch.autocast(device, torch.bfloat16, enabled=stage.precision == "bfloat16"):
+            logits = model(waveforms, mask)
+        sums = losses(logits, labels, mask)
         masked, seen, _ = sums / counted
         optimizer.zero_grad()
         (masked + stage.seen_weight_at(step) * seen).backward()

@@ -50,6 +50,15 @@ def cluster(frames: Floats, clusters: int, *, seed: int = 0) -> tuple[Floats, fl
     return means.cluster_centers_.astype(np.float32), float(means.inertia_) / len(frames)
 
 
+def stack(frames: Tensor, context: int) -> Tensor:
+    """Each frame between its neighbours, ``context`` on either side, the ends repeated.
+
+    (T, C) -> (T, (2 context + 1) C).
+    """
+    padded = torch.cat([frames[:1]] * context + [frames] + [frames[-1:]] * context)
+    return padded.unfold(0, 2 * context + 1, 1).transpose(1, 2).flatten(1)
+
+
 def assign(frames: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre of each frame, uint8 or int16."""
     nearest = (centres.square().sum(1) / 2 - frames @ centres.T).argmin(1)

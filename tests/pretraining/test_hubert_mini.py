@@ -12,13 +12,17 @@ from recipes.hubert_mini import pretrain
 from recipes.hubert_mini.pretrain import NO_DROPOUT, Masked, Stage, counts, crops, losses, train
 from recipes.hubert_mini.speech import SPLIT
 from recipes.hubert_mini.stream import read_stream
-from recipes.hubert_mini.targets import assign, cluster, mfcc
+from recipes.hubert_mini.targets import assign, cluster, mfcc, stack
 from speechft.models import tiny
 from tests.evaluation.levels import write_corpus
 
 STAGE = Stage(
     "mfcc", None, clusters=8, steps=6, warmup=2, batch=2, frames=29, spans=2, span=5,
     seen_weight=(1.0, 0.1), save_every=2,
+)  # fmt: skip
+NEIGHBOURS = Stage(
+    "neighbours", 2, clusters=8, steps=6, warmup=2, batch=2, frames=29, spans=2, span=5,
+    seen_weight=(1.0, 1.0), save_every=2, context=1, offsets=(-2, 0, 3), precision="bfloat16",
 )  # fmt: skip
 
 
@@ -74,11 +78,32 @@ def test_crops_are_a_function_of_the_step(stream, tmp_path):
     assert all(map(torch.equal, (waveforms, labels, mask), again))
     assert not torch.equal(waveforms, crops(stream, targets, STAGE, 4)[0])
     assert waveforms.shape == (2, 28 * 320 + 400)
-    assert labels.shape == mask.shape == (2, 29)
+    assert labels.shape == (2, 29, 1)
+    assert mask.shape == (2, 29)
     assert 5 <= int(mask[0].sum()) <= 10
     windows = stream.samples.unfold(0, waveforms.shape[1], 320)
     (start,) = (windows == (waveforms[1] * 32768).to(torch.int16)).all(1).nonzero()[:, 0].tolist()
-    assert torch.equal(labels[1], targets[start : start + 29].long())
+    assert torch.equal(labels[1, :, 0], targets[start : start + 29].long())
+
+
+def test_targets_of_neighbours_are_those_of_frames_before_and_after(stream):
+    """Even of crops at either end of the stream."""
+    targets = torch.arange(stream.total_frames, dtype=torch.int16)
+    starts = set()
+    for step in range(400):
+        _, labels, _ = crops(stream, targets, NEIGHBOURS, step)
+        assert torch.equal(labels - labels[..., 1:2], torch.tensor([-2, 0, 3]).expand(2, 29, 3))
+        assert torch.equal(labels[:, 1:] - labels[:, :-1], torch.ones(2, 28, 3, dtype=torch.int64))
+        starts |= set(labels[:, 0, 0].tolist())
+    assert min(starts) == 0
+
+
+def test_frames_are_stacked_with_their_neighbours():
+    frames = torch.arange(8.0).view(4, 2)
+    assert torch.equal(stack(frames, 0), frames)
+    expected = [[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7], [4, 5, 6, 7, 6, 7]]
+    assert torch.equal(stack(frames, 1), torch.tensor(expected, dtype=torch.float32))
+    assert stack(frames[:1], 2).tolist() == [[0, 1] * 5]
 
 
 def test_targets_lie_under_their_frames(stream, tmp_path):
@@ -96,23 +121,24 @@ def test_targets_lie_under_their_frames(stream, tmp_path):
 
 
 def test_losses_count_masked_frames_others_and_gaps_apart():
-    logits = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[0, 1, 2, 3, -100], [1, 1, 1, -100, 0]])
+    logits = torch.randn(2, 5, 2, 4, generator=torch.Generator().manual_seed(0))
+    one = torch.tensor([[0, 1, 2, 3, -100], [1, 1, 1, -100, 0]])
+    labels = torch.stack([one, one.roll(1, 1)], -1)
     mask = torch.tensor([[True, True, False, False, True], [False, False, True, True, False]])
     masked, seen, accuracy = losses(logits, labels, mask) / counts(labels, mask)
     chosen = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    valid = labels >= 0
-    assert float(masked) == pytest.approx(-float(chosen[mask & valid].mean()), rel=1e-5)
-    assert float(seen) == pytest.approx(-float(chosen[~mask & valid].mean()), rel=1e-5)
-    right = (logits.argmax(-1) == labels) & mask
-    assert float(accuracy) == pytest.approx(int(right.sum()) / 3)
+    hidden, heard = (labels >= 0) & mask[..., None], (labels >= 0) & ~mask[..., None]
+    assert float(masked) == pytest.approx(-float(chosen[hidden].mean()), rel=1e-5)
+    assert float(seen) == pytest.approx(-float(chosen[heard].mean()), rel=1e-5)
+    right = (logits.argmax(-1) == labels) & mask[..., None]
+    assert float(accuracy) == pytest.approx(int(right.sum()) / int(hidden.sum()))
 
 
 def gradients_of_a_batch(rank: int, ranks: int) -> list[torch.Tensor]:
     """Losses and gradients of one batch of four, of which a rank has its rows."""
     generator = torch.Generator().manual_seed(0)
     waveforms = torch.randn(4, 400 + 19 * 320, generator=generator)
-    labels = torch.randint(0, 8, (4, 20), generator=generator)
+    labels = torch.randint(0, 8, (4, 20, 1), generator=generator)
     labels[0, :9] = -100  # so that ranks have different numbers of frames that count
     mask = torch.rand(4, 20, generator=generator) < 0.4
     torch.manual_seed(0)
@@ -146,25 +172,26 @@ def test_masked_frames_are_not_heard():
     assert not torch.allclose(*heard)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(stream, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", [STAGE, NEIGHBOURS], ids=lambda stage: stage.name)
+def test_a_stopped_run_goes_on_to_the_same_bits(stream, tmp_path, monkeypatch, stage):
     def encoder():
         return tiny(seed=3, config=NO_DROPOUT)
 
     for folder in ("whole", "stopped"):
         (tmp_path / folder).mkdir()
-    whole = train(stream, STAGE, encoder(), tmp_path / "whole")
+    whole = train(stream, stage, encoder(), tmp_path / "whole")
     original = pretrain.crops
 
-    def stop(stream, targets, stage, step):
-        if step == 3:
+    def stop(*batch):
+        if batch[-1] == 3:
             raise KeyboardInterrupt
-        return original(stream, targets, stage, step)
+        return original(*batch)
 
     monkeypatch.setattr(pretrain, "crops", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(stream, STAGE, encoder(), tmp_path / "stopped")
+        train(stream, stage, encoder(), tmp_path / "stopped")
     monkeypatch.setattr(pretrain, "crops", original)
-    resumed = train(stream, STAGE, encoder(), tmp_path / "stopped")
+    resumed = train(stream, stage, encoder(), tmp_path / "stopped")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
@@ -175,6 +202,19 @@ def test_the_second_stage_clusters_a_layer(stream, tmp_path):
     assert centres.shape == (4, 16)
     assert int((targets >= 0).sum()) == sum(stream.frames)
     assert set(targets.tolist()) == {-100, 0, 1, 2, 3}
+
+
+def test_neighbours_are_clustered_with_a_frame(stream, tmp_path):
+    """Targets are the nearest centres of a layer's frames, stacked within their utterance."""
+    encoder = tiny()
+    targets, centres = pretrain.make_targets(stream, NEIGHBOURS, encoder, tmp_path)
+    assert centres.shape == (8, 3 * 16)
+    start, waveform = stream.starts[2], stream.waveform(2)[None]
+    with torch.no_grad():
+        frames = encoder(waveform, torch.tensor([waveform.shape[1]])).hidden_states[2][0]
+    before, after = frames[[0, *range(len(frames) - 1)]], frames[[*range(1, len(frames)), -1]]
+    stacked = torch.cat([before, frames, after], -1)
+    assert torch.equal(targets[start : start + len(frames)], assign(stacked, centres))
 
 
 def test_the_split_holds_out_the_probed_sentences():
