@@ -27,7 +27,8 @@ from speechft.evaluation.metrics import uar
 from speechft.losses import AAMSoftmaxLoss, LossGate
 from speechft.methods.base import MethodOutput
 from speechft.methods.classification_config import ClassificationConfig
-from speechft.methods.dino_parts import crop_augmentation, stack
+from speechft.methods.crop_augmentation import crop_augmentation
+from speechft.methods.dino_parts import stack
 from speechft.methods.selection import SelectingMethod
 from speechft.methods.tuning import Tuning, tuned
 from speechft.models import EmbeddingModel, load_backbone

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
-from speechft.augment import RandomCrop
-from speechft.errors import ConfigError, SpeechftError
-from speechft.methods.dino_parts import AUGMENTATIONS
+from speechft.errors import ConfigError
+from speechft.methods.crop_augmentation import check_augmentation, check_chunk_seconds
 from speechft.methods.selection import SelectionConfig
 from speechft.methods.tuning import Trained, check_tuning
 from speechft.models.classifier import HeadKind
@@ -91,16 +89,8 @@ class ClassificationConfig(SelectionConfig):
                 raise ConfigError(
                     f"{name}: wants one of {', '.join(get_args(known))}; got {value!r}"
                 )
-        if self.chunk_seconds is not None:
-            try:
-                RandomCrop(self.chunk_seconds)
-            except SpeechftError as error:
-                raise ConfigError(f"chunk_{error}") from error
-        if self.augmentation not in AUGMENTATIONS and not Path(self.augmentation).is_file():
-            raise ConfigError(
-                f"augmentation: {self.augmentation!r} is no file, and none of "
-                f"{', '.join(AUGMENTATIONS)}"
-            )
+        check_chunk_seconds(self.chunk_seconds)
+        check_augmentation("augmentation", self.augmentation)
         if self.size < 1:
             raise ConfigError(f"size: wants at least 1, got {self.size}")
         if self.adapter_size < 0:

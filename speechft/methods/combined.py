@@ -57,7 +57,8 @@ from speechft.methods.combined_parts import (
     pair_by_label,
     pair_by_view,
 )
-from speechft.methods.dino_parts import crop_augmentation, stack
+from speechft.methods.crop_augmentation import crop_augmentation
+from speechft.methods.dino_parts import stack
 from speechft.methods.selection import SelectingMethod
 from speechft.methods.tuning import Tuning, tuned
 from speechft.models import EmbeddingModel, load_backbone

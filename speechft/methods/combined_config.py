@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
-from speechft.augment import RandomCrop
-from speechft.errors import ConfigError, SpeechftError
+from speechft.errors import ConfigError
 from speechft.methods.base import check_numbers
-from speechft.methods.dino_parts import AUGMENTATIONS
+from speechft.methods.crop_augmentation import check_augmentation, check_chunk_seconds
 from speechft.methods.selection import SelectionConfig
 from speechft.methods.tuning import Trained, check_tuning
 from speechft.methods.weights import parse_weights
@@ -112,17 +110,9 @@ class CombinedConfig(SelectionConfig):
             raise ConfigError(f"dropout: wants 0 to below 1, got {self.dropout}")
         if self.pairs == "views" and self.selection == "shots":
             raise ConfigError("selection: shots are of labels; for views it is pairs")
-        if self.chunk_seconds is not None:
-            try:
-                RandomCrop(self.chunk_seconds)
-            except SpeechftError as error:
-                raise ConfigError(f"chunk_{error}") from error
-        name = self.perturbation
-        if name not in AUGMENTATIONS and not Path(name).is_file():
-            raise ConfigError(
-                f"augmentation: {name!r} is no file, and none of {', '.join(AUGMENTATIONS)}"
-            )
-        if self.pairs == "views" and name == "none" and self.chunk_seconds is None:
+        check_chunk_seconds(self.chunk_seconds)
+        check_augmentation("augmentation", self.perturbation)
+        if self.pairs == "views" and self.perturbation == "none" and self.chunk_seconds is None:
             raise ConfigError(
                 "augmentation: two views that are not perturbed are the same; choose one, or "
                 "chunk_seconds"

@@ -38,12 +38,12 @@ from speechft.errors import ConfigError
 from speechft.functional import koleo, sinkhorn_center, vicreg
 from speechft.losses import DINOLoss, linear_warmup
 from speechft.methods.base import Method, MethodOutput
+from speechft.methods.crop_augmentation import crop_augmentation
 from speechft.methods.dino_config import DinoConfig
 from speechft.methods.dino_parts import (
     Branch,
     by_crop,
     cosine_distance,
-    crop_augmentation,
     freeze,
     spread,
     stack,

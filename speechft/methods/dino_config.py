@@ -7,6 +7,7 @@ from typing import Literal
 
 from speechft.errors import ConfigError
 from speechft.methods.base import MethodConfig, check_numbers
+from speechft.methods.crop_augmentation import check_augmentation
 from speechft.models.embedding import Pooling
 
 
@@ -117,6 +118,8 @@ class DinoConfig(MethodConfig):
         for name in ("spread", "teacher_momentum", "regulariser_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: wants 0 to 1, got {getattr(self, name)}")
+        for name in ("augment_long", "augment_short"):
+            check_augmentation(name, getattr(self, name))
         if self.short and self.short_seconds > self.long_seconds:
             raise ConfigError(
                 f"short_seconds: {self.short_seconds:g} is longer than long_seconds, "

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
-from speechft.augment import (
-    AddNoise,
-    Augmentation,
-    Babble,
-    ClipBank,
-    Compose,
-    OneOf,
-    Reverb,
-    RoomBank,
-    load_chain,
-)
 from speechft.augment.base import values_are_at_hand
 from speechft.errors import ConfigError
 from speechft.models import DINOHead, EmbeddingModel
-
-# Probability of reverb, and the least and the most decibels of noise and of babble: hyperion's
-# reverb_noise_aug.yaml, and its milder one for teachers.
-_AUGMENTATIONS = {
-    "student": (0.45, (0.0, 18.0), (3.0, 18.0)),
-    "teacher": (0.3, (10.0, 28.0), (13.0, 28.0)),
-}
-AUGMENTATIONS = ("none", *_AUGMENTATIONS)
-"""What :func:`crop_augmentation` takes besides a file."""
-_NOISE = 0.7  # the probability of noise or babble, in both
 
 
 class Branch(nn.Module):
@@ -71,33 +48,6 @@ def freeze(model: EmbeddingModel, tuned_layers: int | None) -> None:
     else:
         for layer in encoder.layers[used - count : used]:
             layer.requires_grad_(True)
-
-
-def crop_augmentation(
-    name: str, noise: str | None, rooms: str | None, sample_rate: int
-) -> Augmentation | None:
-    """What ``augment_long`` and ``augment_short`` say.
-
-    Raises:
-        ConfigError: neither a known name nor a file, or one that needs another sample rate.
-    """
-    if name == "none":
-        return None
-    if name not in _AUGMENTATIONS:
-        if not Path(name).is_file():
-            raise ConfigError(
-                f"augment: {name!r} is no file, and none of none, {', '.join(_AUGMENTATIONS)}"
-            )
-        return load_chain(name)
-    reverb, loudness, babble = _AUGMENTATIONS[name]
-    noises = None if noise is None else ClipBank.from_folder(noise, sample_rate=sample_rate)
-    responses = None if rooms is None else RoomBank.from_folder(rooms, sample_rate=sample_rate)
-    return Compose(
-        [
-            Reverb(responses, p=reverb),
-            OneOf([AddNoise(noises, loudness), Babble(babble)], p=_NOISE),
-        ]
-    )
 
 
 def stack(crops: list[tuple[Tensor, Tensor]], *, full: bool) -> tuple[Tensor, Tensor | None]:
