@@ -28,7 +28,7 @@ STAGES = (
 )
 NEIGHBOURS = Stage(
     "neighbours", layer=4, clusters=1000, steps=3500, learning_rate=7e-4, batch=16, seed=4,
-    seen_weight=(1.0, 1.0), context=2, offsets=(-2, 0, 2), precision="bfloat16",
+    seen_weight=(1.0, 1.0), context=2, offsets=(-2, 0, 2), bfloat16=True,
 )  # fmt: skip
 
 

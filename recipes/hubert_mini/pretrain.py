@@ -7,14 +7,14 @@ a weight × over the others. The weight falls from 1 to 0.1 in the first stage: 
 teach the convolutions what a spectrum is, several times as fast as masked ones do (a phone probe
 after 300 steps of 8 crops: .50 with 1, .38 with 0.1), and masked ones then teach the rest.
 
-The last stages ask more of a frame: what is clustered is a frame with its neighbours
+A stage can ask more of a frame: what is clustered is then a frame with its neighbours
 (``Stage.context``), and from each frame the clusters of others are predicted as well
 (``Stage.offsets``), masked or not. A frame that only has to name its own cluster keeps little of
 what is around it, where much of the phone is heard.
 
-Crops
-and masks are functions of the step, so a run that was stopped and resumed is the run that was not.
-Several processes (torchrun) share a batch: each takes its rows, and the gradient is the batch's.
+Crops and masks are functions of the step, so a run that was stopped and resumed is the run that was
+not. Several processes (torchrun) share a batch: each takes its rows, and the gradient is the
+batch's.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Stage:
     save_every: int = 100
     context: int = 0  # frames on either side that are clustered with a frame
     offsets: tuple[int, ...] = (0,)  # of the frames whose clusters a frame predicts
-    precision: str = "float32"  # or "bfloat16": of products, under autocast
+    bfloat16: bool = False  # products, under autocast
 
     def seen_weight_at(self, step: int) -> float:
         """Of the frames that are not masked, in the loss of a step."""
@@ -230,7 +230,7 @@ def train(
         batch = crops(stream, targets, stage, step)
         counted = counts(*batch[1:]).to(device)
         waveforms, labels, mask = (tensor[rank::world].to(device) for tensor in batch)
-        with torch.autocast(device, torch.bfloat16, enabled=stage.precision == "bfloat16"):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=stage.bfloat16):
             logits = model(waveforms, mask)
         sums = losses(logits, labels, mask)
         masked, seen, _ = sums / counted

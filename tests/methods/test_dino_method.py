@@ -512,6 +512,7 @@ class TestPresets:
         ({"segment_seconds": (3.0, 1.0)}, "segment_seconds: wants from and to"),
         ({"long": 1, "short": 1, "student_views": "short", "variance_weight": 1.0}, "two crops"),
         ({"tuned_layers": -1}, "tuned_layers: wants at least 0"),
+        ({"augment_long": "loud"}, "augment_long: 'loud' is no file, and none of none, student"),
         ({"augment_short": "loud"}, "augment_short: 'loud' is no file, and none of none, stud"),
     ],
 )

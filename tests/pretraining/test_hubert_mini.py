@@ -22,7 +22,7 @@ STAGE = Stage(
 )  # fmt: skip
 NEIGHBOURS = Stage(
     "neighbours", 2, clusters=8, steps=6, warmup=2, batch=2, frames=29, spans=2, span=5,
-    seen_weight=(1.0, 1.0), save_every=2, context=1, offsets=(-2, 0, 3), precision="bfloat16",
+    seen_weight=(1.0, 1.0), save_every=2, context=1, offsets=(-2, 0, 3), bfloat16=True,
 )  # fmt: skip
 
 
