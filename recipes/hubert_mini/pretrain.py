@@ -11,20 +11,13 @@ A stage can ask more of a frame: what is clustered is then a frame with its neig
 (``Stage.context``), and from each frame the clusters of others are predicted as well
 (``Stage.offsets``), masked or not. A frame that only has to name its own cluster keeps little of
 what is around it, where much of the phone is heard.
-
-Crops and masks are functions of the step, so a run that was stopped and resumed is the run that was
-not. Several processes (torchrun) share a batch: each takes its rows, and the gradient is the
-batch's.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from recipes.hubert_mini.loop import Learnt, optimise, rank_and_world, read, write
 from recipes.hubert_mini.stream import Stream
 from recipes.hubert_mini.targets import HOP, WINDOW, assign, cluster, mfcc, stack
 from speechft.models import Encoder, tiny
@@ -103,7 +97,7 @@ def make_targets(
     """Targets (F,) int16 of the stream, -100 where a frame has none, and the centres."""
     path = folder / f"targets-{stage.name}.pt"
     if path.exists():
-        saved = _load(path, stage)
+        saved = read(path, stage)
         return saved["targets"], saved["centres"]
     features = list(_features(stream, stage, encoder))
     total = sum(map(len, features))
@@ -118,7 +112,7 @@ def make_targets(
     targets = torch.full((stream.total_frames,), -100, dtype=torch.int16)
     for start, feature in zip(stream.starts, features, strict=True):
         targets[start : start + len(feature)] = assign(stack(feature, stage.context), centres)
-    _save({"targets": targets, "centres": centres, "stage": asdict(stage)}, path)
+    write({"targets": targets, "centres": centres}, path, stage)
     used = len(set(targets[targets >= 0].tolist()))
     print(f"{stage.name}: {used} clusters of {total} frames, inertia {inertia:.3f}")
     return targets, centres
@@ -157,11 +151,17 @@ def crops(
         torch.stack([targets[s + offset : s + offset + T] for offset in stage.offsets], -1)
         for s in starts.tolist()
     ])  # fmt: skip
-    mask = torch.zeros(stage.batch, T, dtype=torch.bool)
-    for row, places in enumerate(rng.integers(0, T - stage.span, (stage.batch, stage.spans))):
-        for place in places.tolist():
-            mask[row, place : place + stage.span] = True
+    mask = draw_mask(rng, stage.batch, T, stage.spans, stage.span)
     return waveforms.float() / 32768, labels.long(), mask
+
+
+def draw_mask(rng: np.random.Generator, batch: int, T: int, spans: int, span: int) -> Tensor:
+    """(B, T) bool: spans of frames, which may overlap."""
+    mask = torch.zeros(batch, T, dtype=torch.bool)
+    for row, places in enumerate(rng.integers(0, T - span, (batch, spans))):
+        for place in places.tolist():
+            mask[row, place : place + span] = True
+    return mask
 
 
 def losses(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -183,50 +183,20 @@ def counts(labels: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([masked, seen, masked])
 
 
-def _sum_over_ranks(model: nn.Module, sums: Tensor) -> None:
-    """Gradients and `sums` of the whole batch, in place: one message."""
-    if not distributed.is_initialized():
-        return
-    parts = [p.grad for p in model.parameters() if p.grad is not None] + [sums]
-    flat = torch.cat([part.flatten() for part in parts])
-    distributed.all_reduce(flat)
-    wholes = torch.split(flat, [part.numel() for part in parts])
-    for part, whole in zip(parts, wholes, strict=True):
-        part.copy_(whole.view_as(part))
-
-
 def train(
     stream: Stream, stage: Stage, encoder: Encoder, folder: Path, *, device: str = "cpu"
 ) -> Encoder:
     """Train the encoder in place through a stage, from its newest checkpoint if it has one."""
-    rank, world = 0, 1
-    if distributed.is_initialized():
-        rank, world = distributed.get_rank(), distributed.get_world_size()
+    rank, world = rank_and_world()
+    if world > 1:
         if rank == 0:  # the others read what it wrote
             make_targets(stream, stage, encoder, folder)
         distributed.barrier()
     targets, _ = make_targets(stream, stage, encoder, folder)
     torch.manual_seed(stage.seed)
     model = Masked(encoder, stage.clusters, len(stage.offsets)).to(device).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(
-            (step + 1) / stage.warmup, (stage.steps - step) / (stage.steps - stage.warmup)
-        ),
-    )
-    path = folder / f"checkpoint-{stage.name}.pt"
-    first = 0
-    if path.exists():
-        saved = _load(path, stage)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        first = saved["step"]
-    began, mean = time.time(), None
-    for step in range(first, stage.steps):
+
+    def learn(step: int) -> Learnt:
         batch = crops(stream, targets, stage, step)
         counted = counts(*batch[1:]).to(device)
         waveforms, labels, mask = (tensor[rank::world].to(device) for tensor in batch)
@@ -234,48 +204,7 @@ def train(
             logits = model(waveforms, mask)
         sums = losses(logits, labels, mask)
         masked, seen, _ = sums / counted
-        optimizer.zero_grad()
-        (masked + stage.seen_weight_at(step) * seen).backward()
-        now = sums.detach()
-        _sum_over_ranks(model, now)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        now = now / counted
-        mean = now if mean is None else mean.lerp(now, 0.02)
-        if rank == 0 and (step + 1) % 50 == 0:
-            pace = (time.time() - began) / (step + 1 - first)
-            print(
-                f"{stage.name} {step + 1}/{stage.steps}: masked {mean[0]:.3f}, seen {mean[1]:.3f}, "
-                f"accuracy {mean[2]:.3f}, {pace:.2f} s a step",
-                flush=True,
-            )
-        if rank == 0 and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
-            state = {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(), "step": step + 1,
-                "stage": asdict(stage),
-            }  # fmt: skip
-            _save(state, path)
+        return Learnt(masked + stage.seen_weight_at(step) * seen, sums.detach(), counted)
+
+    optimise(model, stage, folder, learn, ("masked", "seen", "accuracy"))
     return encoder.cpu().eval()
-
-
-def _load(path: Path, stage: Stage) -> dict[str, Any]:
-    """A file of this stage.
-
-    Raises:
-        ValueError: it was written with other settings.
-    """
-    saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    if saved.get("stage") != asdict(stage):
-        raise ValueError(
-            f"{path} was written with other settings of the stage {stage.name!r}; remove it, or "
-            "choose another folder"
-        )
-    return saved
-
-
-def _save(state: dict[str, object], path: Path) -> None:
-    """Write whole or not at all."""
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)

@@ -9,6 +9,7 @@ import torch
 from distributed_ranks import run_on_ranks
 
 from recipes.hubert_mini import pretrain
+from recipes.hubert_mini.loop import sum_over_ranks
 from recipes.hubert_mini.pretrain import NO_DROPOUT, Masked, Stage, counts, crops, losses, train
 from recipes.hubert_mini.speech import SPLIT
 from recipes.hubert_mini.stream import read_stream
@@ -148,7 +149,7 @@ def gradients_of_a_batch(rank: int, ranks: int) -> list[torch.Tensor]:
     masked, seen, _ = sums / counts(labels, mask)
     (masked + 0.5 * seen).backward()
     total = sums.detach()
-    pretrain._sum_over_ranks(model, total)
+    sum_over_ranks(list(model.parameters()), total)
     return [total, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
