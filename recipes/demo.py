@@ -34,7 +34,7 @@ CHANGES = ("speed 0.8", "speed 1.25", "pitch -4", "pitch +4")
 TASKS: tuple[Task, ...] = (
     Phones(conditions=("unchanged", *CHANGES), penalties=(3e-3,)),
     Query(conditions=("unchanged", *CHANGES), phones=4),
-    Retrieval(conditions=CHANGES, layers=(5,)),
+    Retrieval(conditions=CHANGES, layers=(4,)),
 )
 
 

@@ -79,13 +79,13 @@ WAYS: dict[str, Way] = {
         frames=lambda folder: load(folder / "encoder"), vectors=load_embedding,
     ),
     "combined": Way(
-        "combined", CombinedConfig(tuned_layers=2, layer=5), {"batch_size": 16},
+        "combined", CombinedConfig(tuned_layers=2, layer=4), {"batch_size": 16},
         frames=lambda folder: load(folder / "encoder"), vectors=load_embedding, labels="speakers",
     ),
     "interventional": Way(
         "interventional",
         InterventionalConfig(
-            layer=4, hidden_sizes=(), fit="discriminant", sizes={"speaker": 20, "content": 24}
+            layer=3, hidden_sizes=(), fit="discriminant", sizes={"speaker": 20, "content": 24}
         ),
         frames=_content, vectors=load_subspaces, labels="a grid", drawn=False,
     ),

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from recipes.hubert_mini.distil import Distillation, distil
 from recipes.hubert_mini.pretrain import Stage, new_encoder, train
 from recipes.hubert_mini.report import report
 from recipes.hubert_mini.speech import prepare
@@ -25,11 +26,12 @@ STAGES = (
     Stage("layer3", layer=3, clusters=250, steps=2000, learning_rate=7e-4, seed=1),
     Stage("layer4", layer=4, clusters=500, steps=4500, batch=16, seed=2),
     Stage("layer4-again", layer=4, clusters=500, steps=4500, batch=16, seed=3),
-)
-NEIGHBOURS = Stage(
-    "neighbours", layer=4, clusters=1000, steps=3500, learning_rate=7e-4, batch=16, seed=4,
-    seen_weight=(1.0, 1.0), context=2, offsets=(-2, 0, 2), bfloat16=True,
+    Stage(
+        "neighbours", layer=4, clusters=1000, steps=3500, learning_rate=7e-4, batch=16, seed=4,
+        seen_weight=(1.0, 1.0), context=2, offsets=(-2, 0, 2), bfloat16=True,
+    ),
 )  # fmt: skip
+WIDE = Distillation("wide", layer=3, steps=2400, seed=5, bfloat16=True)
 
 
 def main() -> None:
@@ -37,10 +39,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/hubert-mini"))
     parser.add_argument("--threads", type=int, default=None, help="of this process")
-    parser.add_argument(
-        "--neighbours", action="store_true",
-        help="a fifth stage, which the weights that ship have not had",
-    )  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -58,8 +56,9 @@ def main() -> None:
     if first:
         print(f"{stream.total_frames / 50 / 3600:.2f} hours of speech")
     encoder = new_encoder()
-    for stage in (*STAGES, NEIGHBOURS) if arguments.neighbours else STAGES:
+    for stage in STAGES:
         encoder = train(stream, stage, encoder, work, device=arguments.device)
+    encoder = distil(stream, WIDE, encoder, work, device=arguments.device)
     if not first:
         return
     encoder.half().save_pretrained(work / "hubert-mini")

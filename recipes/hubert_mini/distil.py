@@ -136,11 +136,10 @@ def average_over_speeds(encoder: Encoder, waveform: Tensor, stage: Distillation)
         played = resample(waveform[None], speed, zero_crossings=ZERO_CROSSINGS)
         # The shortest utterances, played faster, may have no frame left.
         played = pad(played, (0, max(0, WINDOW - played.shape[1])))
-        output = (
-            encoder(played, torch.tensor([played.shape[1]]), up_to_layer=stage.layer)
-            .hidden_states[stage.layer][0]
-            .float()
-        )
+        # Resampled outside autocast, which would do that in bfloat16 as well.
+        with torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
+            said = encoder(played, torch.tensor([played.shape[1]]), up_to_layer=stage.layer)
+        output = said.hidden_states[stage.layer][0].float()
         place = ((centres / float(speed) - WINDOW / 2) / HOP).clamp(0, len(output) - 1)
         before = place.long()
         after = (before + 1).clamp(max=len(output) - 1)
@@ -165,8 +164,10 @@ def hear(stream: Stream, stage: Distillation, teacher: Encoder, folder: Path) ->
     for row in tqdm(range(len(stream.starts)), "teacher"):
         start, waveform = stream.starts[row], stream.waveform(row)
         mine = slice(start, start + stream.frames[row])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
-            heard.convolved[mine] = teacher.hf_model.feature_extractor(waveform[None])[0].T.half()
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
+                convolved = teacher.hf_model.feature_extractor(waveform[None])[0].T
+            heard.convolved[mine] = convolved.half()
             heard.taught[mine] = average_over_speeds(teacher, waveform, stage).half()
         heard.first[mine], heard.last[mine] = start, mine.stop - 1
     write(heard._asdict(), path, stage)

@@ -18,7 +18,7 @@ EMBEDDED = {"speechft/hubert-mini": Path(__file__).parent / "hubert-mini"}
 """Encoders that ship with speechft, by name."""
 
 UNTRAINED = "-untrained"
-"""After the name of one of them: the same architecture with the random weights it started from."""
+"""After the name of one of them: the same architecture with random weights."""
 
 _CLASSES = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
 
@@ -38,9 +38,9 @@ def load(
     Args:
         name_or_path: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face Hub
             such as ``"facebook/hubert-base-ls960"``. The head of a fine-tuned model is left aside.
-            ``"speechft/hubert-mini"`` ships with speechft: 4.6 million parameters, pre-trained on
+            ``"speechft/hubert-mini"`` ships with speechft: 4.7 million parameters, pre-trained on
             three hours of speech (its model card says on what); no network is used.
-            ``"speechft/hubert-mini-untrained"`` is what it was before: a floor to compare with.
+            ``"speechft/hubert-mini-untrained"`` has random weights: a floor to compare with.
         do_normalize: bring each waveform to zero mean and unit variance. None: what the model's
             ``preprocessor_config.json`` says, and False if it has none.
         spec_augment: keep SpecAugment masking in training mode.

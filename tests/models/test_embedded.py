@@ -25,7 +25,7 @@ def test_it_loads_without_a_network_in_float32():
     encoder = load("speechft/hubert-mini")
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
     assert 3e6 <= sum(parameter.numel() for parameter in encoder.parameters()) <= 5e6
-    assert encoder(torch.randn(1, 16_000)).last_hidden_state.shape == (1, 49, 256)
+    assert encoder(torch.randn(1, 16_000)).last_hidden_state.shape == (1, 49, 384)
 
 
 def test_it_is_a_plain_folder_of_float16_within_10_megabytes():
@@ -87,8 +87,8 @@ def test_it_has_learnt_phones(every):
         )["phones"]
         for name, layer, conditions in (
             ("log-mel", 0, both),
-            (UNTRAINED, 3, both[:1]),
-            ("speechft/hubert-mini", 3, both),
+            (UNTRAINED, 4, both[:1]),
+            ("speechft/hubert-mini", 4, both),
         )
     }
     accuracy = {name: result.figure("accuracy").mean for name, result in found.items()}

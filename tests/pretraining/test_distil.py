@@ -76,6 +76,15 @@ def test_frames_of_all_speeds_are_on_the_clock_of_the_first(speeds):
     assert power[49] + power[50] == pytest.approx(0.5, abs=0.25)
 
 
+def test_speech_is_resampled_in_float32():
+    waveform = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    exact, half = (
+        average_over_speeds(Power(), waveform, Distillation("a", 1, 1, (90, 110), bfloat16=asked))
+        for asked in (False, True)
+    )
+    assert torch.equal(exact, half)
+
+
 def test_at_one_speed_it_is_the_layer(stream, teacher):
     waveform = stream.waveform(0)
     stage = Distillation("one", layer=2, steps=1, speeds=(100,))
