@@ -39,7 +39,7 @@ def test_one_result_a_seed_is_one_result_of_all():
 
 
 def test_all_of_it_in_small(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "TASKS", (Phones(layers=(5,), penalties=(1e-2,)),))
+    monkeypatch.setattr(demo, "TASKS", (Phones(layers=(4,), penalties=(1e-2,)),))
     whole = embedded_corpus()
     spoken = sorted((row for row in whole if row.phones is None), key=lambda row: row.duration)[:6]
     judged = [row for row in whole if row.phones is not None][::3]
