@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from recipes.hubert_mini.loop import Learnt, optimise, rank_and_world, read, write
+from recipes.hubert_mini.loop import Learnt, made_by_first, optimise, rank_and_world, read, write
 from recipes.hubert_mini.pretrain import NO_DROPOUT, SAMPLED_FRAMES, draw_mask
 from recipes.hubert_mini.stream import Stream
 from recipes.hubert_mini.targets import HOP, WINDOW
@@ -211,11 +211,7 @@ def distil(
 ) -> Encoder:
     """A student, trained, from its newest checkpoint if it has one."""
     rank, world = rank_and_world()
-    if world > 1:
-        if rank == 0:  # the others read what it wrote
-            hear(stream, stage, teacher, folder)
-        distributed.barrier()
-    heard = hear(stream, stage, teacher, folder)
+    heard = made_by_first(lambda: hear(stream, stage, teacher, folder))
     projection = principal(heard, stage)
     torch.manual_seed(stage.seed)
     student = new_student(teacher, stage.seed)

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+Made = TypeVar("Made")
 
 
 class Settings(Protocol):
@@ -44,6 +46,16 @@ def rank_and_world() -> tuple[int, int]:
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def made_by_first(make: Callable[[], Made]) -> Made:
+    """What rank 0 makes, and writes, and the others then read by the same call."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return make()
+    mine = [make()] if rank == 0 else []
+    distributed.barrier()
+    return mine[0] if mine else make()
 
 
 def optimise(

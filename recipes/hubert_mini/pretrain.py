@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from recipes.hubert_mini.loop import Learnt, optimise, rank_and_world, read, write
+from recipes.hubert_mini.loop import Learnt, made_by_first, optimise, rank_and_world, read, write
 from recipes.hubert_mini.stream import Stream
 from recipes.hubert_mini.targets import HOP, WINDOW, assign, cluster, mfcc, stack
 from speechft.models import Encoder, tiny
@@ -188,11 +188,7 @@ def train(
 ) -> Encoder:
     """Train the encoder in place through a stage, from its newest checkpoint if it has one."""
     rank, world = rank_and_world()
-    if world > 1:
-        if rank == 0:  # the others read what it wrote
-            make_targets(stream, stage, encoder, folder)
-        distributed.barrier()
-    targets, _ = make_targets(stream, stage, encoder, folder)
+    targets, _ = made_by_first(lambda: make_targets(stream, stage, encoder, folder))
     torch.manual_seed(stage.seed)
     model = Masked(encoder, stage.clusters, len(stage.offsets)).to(device).train()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from distributed_ranks import run_on_ranks
 
 from recipes.hubert_mini import pretrain
-from recipes.hubert_mini.loop import sum_over_ranks
+from recipes.hubert_mini.loop import made_by_first, sum_over_ranks
 from recipes.hubert_mini.pretrain import NO_DROPOUT, Masked, Stage, counts, crops, losses, train
 from recipes.hubert_mini.speech import SPLIT
 from recipes.hubert_mini.stream import read_stream
@@ -158,6 +160,23 @@ def test_ranks_share_a_batch_to_the_same_gradient():
     for found in run_on_ranks(gradients_of_a_batch, 2):
         for got, want in zip(found, whole, strict=True):
             assert (got - want).abs().max() <= 1e-5 * want.abs().max().clamp_min(1e-2)
+
+
+def written_once(rank: int, ranks: int, folder: str) -> str:
+    """The rank that wrote the file which all have."""
+    path = Path(folder) / f"of-{ranks}"
+
+    def make() -> str:
+        if not path.exists():
+            time.sleep(0.2)  # so that a rank that did not wait would write as well
+            path.write_text(str(rank))
+        return path.read_text() + str(rank)
+
+    return made_by_first(make)
+
+
+def test_the_first_rank_makes_what_the_others_read(tmp_path):
+    assert run_on_ranks(written_once, 2, str(tmp_path)) == ["00", "01"]
 
 
 def test_masked_frames_are_not_heard():
